@@ -1,0 +1,22 @@
+"""The backend ``hf``: Hugging Face transformers models, batched continuously.
+
+Light on purpose: torch and transformers are imported when an engine is opened.
+"""
+
+from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
+
+from fastchat_backend_hf.options import HfOptions
+
+__all__ = ["HfOptions", "open_hf", "register_engines"]
+
+
+def open_hf(setup: EngineSetup) -> Engine:
+    """An engine for `setup`, not loaded yet."""
+    from fastchat_backend_hf.engine import HfEngine
+
+    return HfEngine(setup)
+
+
+@hookimpl
+def register_engines(register: RegisterEngine) -> None:
+    register("hf", open_hf, contract=1, options=HfOptions)

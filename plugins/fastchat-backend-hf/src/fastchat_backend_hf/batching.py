@@ -1,0 +1,124 @@
+"""Whether a model's rows can share a pass, and how much cache memory they may take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastchat_serve import StartupError
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from fastchat_backend_hf.checkpoint import Checkpoint
+from fastchat_backend_hf.devices import free_memory, parse_bytes
+from fastchat_backend_hf.kv import COLUMN_BLOCK, KvCache
+from fastchat_backend_hf.options import HfOptions
+from fastchat_backend_hf.runners import BatchRunner, Context, Runner
+from fastchat_backend_hf.solo import EncoderDecoderRunner, SoloRunner
+
+__all__ = ["choose_runner"]
+
+_HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
+"""Of the memory free after loading, what the cache may take: a host has other tenants, a device has activations."""
+
+
+def choose_runner(
+    checkpoint: Checkpoint, model: Any, options: HfOptions, context_length: int
+) -> tuple[Runner, int, list[str]]:
+    """The runner for `model`, the context length that its cache can hold, and notes for the operator."""
+    text_config = checkpoint.text_config
+    if checkpoint.kind == "encoder-decoder":
+        obstacle: str | None = "it is an encoder-decoder"
+    else:
+        obstacle = _obstacle(text_config, context_length)
+    bytes_per_token = None
+    if obstacle is None:
+        bytes_per_token, obstacle = _trial(model, text_config.num_hidden_layers)
+    notes = [] if obstacle is None else [f"requests run one at a time within a step: {obstacle}"]
+
+    budget = _budget(options, model, bytes_per_token or _estimated_bytes_per_token(text_config, model), context_length)
+    if budget < context_length:
+        notes.append(f"the key-value cache holds {budget} tokens, less than the model's context of {context_length}")
+        context_length = budget
+    if obstacle is None:
+        cache = KvCache(
+            layers=text_config.num_hidden_layers,
+            max_rows=options.max_batch,
+            max_columns=context_length,
+            budget_tokens=budget,
+        )
+        return BatchRunner(model, cache), context_length, notes
+    if checkpoint.kind == "encoder-decoder":
+        runner = EncoderDecoderRunner(model, budget_tokens=budget, prefix=_decoder_prefix(model))
+        return runner, context_length, notes
+    return SoloRunner(model, budget_tokens=budget), context_length, notes
+
+
+def _obstacle(text_config: Any, context_length: int) -> str | None:
+    """Why the layers' caches cannot share rows, None if they can."""
+    for layer in DynamicCache(config=text_config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            if layer.sliding_window < context_length:  # a window over the whole context hides nothing
+                return f"its attention slides over a window of {layer.sliding_window} tokens"
+        elif type(layer) is not DynamicLayer:
+            return "not all of its layers keep plain keys and values"
+    return None
+
+
+@torch.inference_mode()
+def _trial(model: Any, layers: int) -> tuple[int | None, str | None]:
+    """Generate with two short rows and compare with each row alone: bytes per cached token, or why it does not work."""
+    cache = KvCache(layers=layers, max_rows=2, max_columns=COLUMN_BLOCK, budget_tokens=2 * COLUMN_BLOCK)
+    runner = BatchRunner(model, cache)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    rows = [[(7 * i + 3) % vocabulary for i in range(5)], [(5 * i + 2) % vocabulary for i in range(3)]]
+    try:
+        runner.prefill([Context(row[:-1], ()) for row in rows])
+        found = runner.decode([row[-1] for row in rows]).float()
+        alone = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, -1].float() for row in rows]
+    except Exception as error:  # models refuse a foreign cache in many ways
+        return None, f"the model does not take a shared cache ({type(error).__name__})"
+    expected = torch.stack(alone).to(found.device)
+    tolerance = 1e-3 if found.dtype == model.dtype else 0.1
+    if (found - expected).abs().max() > tolerance * expected.abs().max():
+        return None, "the model's output changes when rows share a pass"
+    return cache.bytes_per_token, None
+
+
+def _budget(options: HfOptions, model: Any, bytes_per_token: int, context_length: int) -> int:
+    """Tokens that the cache may hold, rows times columns. Raises `StartupError` if that is next to nothing."""
+    most = options.max_batch * _blocks(context_length + COLUMN_BLOCK - 1)
+    if options.kv_cache_tokens is not None:
+        tokens = options.kv_cache_tokens
+    elif options.kv_cache_bytes is not None:
+        tokens = parse_bytes(options.kv_cache_bytes) // bytes_per_token
+    else:
+        device = model.device
+        share = _HOST_SHARE if device.type == "cpu" else _DEVICE_SHARE
+        tokens = int(free_memory(device) * share) // bytes_per_token
+    if tokens < COLUMN_BLOCK:
+        raise StartupError(
+            f"no memory is left for the key-value cache: {tokens} tokens of {bytes_per_token} bytes fit; "
+            "choose a smaller model, `dtype` or `quantization`, or raise `kv_cache_bytes`"
+        )
+    return min(_blocks(tokens), most)
+
+
+def _blocks(tokens: int) -> int:
+    return tokens // COLUMN_BLOCK * COLUMN_BLOCK
+
+
+def _estimated_bytes_per_token(text_config: Any, model: Any) -> int:
+    """Keys and values of all layers, from the config; for caches that are not ours to measure."""
+    heads = getattr(text_config, "num_key_value_heads", None) or getattr(text_config, "num_attention_heads", None) or 1
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    return int(2 * text_config.num_hidden_layers * heads * width * model.dtype.itemsize)
+
+
+def _decoder_prefix(model: Any) -> list[int]:
+    """What the decoder reads before the answer."""
+    for source in (model.generation_config, model.config):
+        start = getattr(source, "decoder_start_token_id", None)
+        if start is not None:
+            forced = getattr(source, "forced_bos_token_id", None)
+            return [start] if forced is None else [start, forced]
+    raise StartupError("the model does not say with which token its decoder starts")

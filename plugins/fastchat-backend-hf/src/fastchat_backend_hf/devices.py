@@ -1,0 +1,96 @@
+"""Where a model runs, in which precision, and how much memory there is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import torch
+from fastchat_serve import StartupError
+
+__all__ = ["free_memory", "parse_bytes", "pick_device", "pick_dtype", "pick_threads"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; ``auto`` is the first accelerator, otherwise the CPU. Raises `StartupError`."""
+    if name in ("auto", "npu") and importlib.util.find_spec("torch_npu") is not None:
+        importlib.import_module("torch_npu")  # makes the device known to torch
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if accelerator is None or accelerator.type != device.type:
+        found = accelerator.type if accelerator else "none"
+        raise StartupError(f"device {name!r} is not here (accelerator found: {found}); use 'auto' or 'cpu'")
+    if device.index is not None and device.index >= torch.accelerator.device_count():
+        raise StartupError(f"device {name!r} is not here: there are {torch.accelerator.device_count()}")
+    return device
+
+
+def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The precision called `name`; ``auto`` is the one the weights are `stored` in, on a CPU float32."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if device.type == "cpu":
+        return torch.float32
+    return stored if stored in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def pick_threads(wanted: int) -> int:
+    """Threads for torch on a CPU. One core is left for the event loop: two that fight for a core are slower than one."""
+    if wanted:
+        return wanted
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
+
+
+def parse_bytes(text: str) -> int:
+    """``"2GiB"`` in bytes. K, M, G and T are powers of 1024, with or without the i."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B", text)
+    if match is None:
+        raise ValueError(f"not a size: {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`."""
+    if device.type == "cpu":
+        return _free_host_memory()
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    module = getattr(torch, device.type)  # torch.cuda, torch.xpu, torch.npu
+    free, _ = module.mem_get_info(device)
+    return int(free)
+
+
+def _free_host_memory() -> int:
+    """What the system says is available, and no more than the control group allows."""
+    found = [_meminfo_available(), _cgroup_headroom()]
+    known = [value for value in found if value is not None]
+    return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _meminfo_available() -> int | None:
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _cgroup_headroom() -> int | None:
+    """Under the limit of the control group (version 2) that this process sees as its root."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        return int((root / "memory.max").read_text()) - int((root / "memory.current").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -1,0 +1,225 @@
+"""The engine as the event loop sees it: streams in, sinks out, nothing that waits.
+
+Three threads share the work. The loop's owns the streams. One prepares requests (templates, tokenizing), so that a long
+prompt holds up neither the loop nor the batch. The engine's own runs the model (`stepper.py`); what one step
+brought for all streams comes back in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import torch
+from fastchat_serve import (
+    ChatPrompt,
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    EngineError,
+    EngineInfo,
+    EngineLoad,
+    EngineSetup,
+    GenerateRequest,
+    Handle,
+    ServeError,
+    Sink,
+    TextPrompt,
+    Unavailable,
+    pull,
+)
+
+from fastchat_backend_hf.embeddings import EmbedJob
+from fastchat_backend_hf.failures import as_serve_error
+from fastchat_backend_hf.generation import News
+from fastchat_backend_hf.loading import LoadedModel, load
+from fastchat_backend_hf.options import HfOptions
+from fastchat_backend_hf.stepper import Stepper
+
+__all__ = ["HfEngine"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_UNLOAD_TIMEOUT_S = 30.0
+"""How long unloading waits for the step under way."""
+
+
+class _Stream:
+    """One request on the loop's side; also its handle."""
+
+    def __init__(self, sink: Sink, stepper: Stepper) -> None:
+        self.aborted = False
+        self._sink, self._stepper = sink, stepper
+        self._ended = False
+
+    def abort(self) -> None:
+        if not (self.aborted or self._ended):
+            self.aborted = True
+            self._stepper.wake()
+
+    def push(self, chunk: Chunk) -> None:
+        if not (self.aborted or self._ended):
+            self._sink.push(chunk)
+
+    def end(self, error: ServeError | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._sink.end(None if self.aborted else error)
+
+
+class HfEngine:
+    """A transformers model with continuous batching; a `PushEngine`.
+
+    Attributes:
+        fatal_error: What ended the engine's thread, None while it is well. Every request fails from then on.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        if not isinstance(setup.options, HfOptions):
+            raise TypeError(f"options must be HfOptions, not {type(setup.options).__name__}")
+        self._setup, self._options = setup, setup.options
+        self.fatal_error: BaseException | None = None
+        self._model: LoadedModel | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self.fatal_error = None
+        self._streams: set[_Stream] = set()
+        self._jobs: set[EmbedJob] = set()
+        model = await anyio.to_thread.run_sync(load, self._setup, self._options)
+        self._model = model
+        self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastchat-hf-prompts")
+        self._stepper = Stepper(
+            model.generation, model.embedder, deliver=self._post_news, died=partial(self._post, self._on_death)
+        )
+        self._stepper.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._stepper.stop()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        with anyio.CancelScope(shield=True):
+            ended = await anyio.to_thread.run_sync(self._stepper.join, _UNLOAD_TIMEOUT_S)
+        self._end_all(Unavailable("The model was unloaded."))
+        if not ended:
+            logger.error("the engine's thread is stuck in a step; its memory is not released")
+        del self._stepper
+        self._model = None
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.memory.empty_cache()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._loaded.info
+
+    def start(self, request: GenerateRequest, sink: Sink) -> Handle:
+        stream = _Stream(sink, self._stepper)
+        if self.fatal_error is not None:
+            self._loop.call_soon(stream.end, self._dead())
+            return stream
+        self._streams.add(stream)
+        self._preparing.submit(self._prepare, request, stream, time.monotonic())
+        return stream
+
+    def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        return pull(self.start, request)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if self.fatal_error is not None:
+            raise self._dead()
+        texts = await self._off_loop(partial(self._loaded.prompts.texts, request))
+        job = EmbedJob(texts)
+        self._jobs.add(job)
+        try:
+            self._stepper.submit(job)
+            vectors = await asyncio.wrap_future(job.future)
+        finally:
+            self._jobs.discard(job)
+        return Embeddings(vectors.astype("<f4").tobytes(), vectors.shape[1], sum(map(len, texts)))
+
+    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
+        return tuple(await self._off_loop(partial(self._loaded.prompts.token_ids, prompt)))
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        return await self._off_loop(partial(self._loaded.prompts.text, token_ids))
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        return await self._off_loop(partial(self._loaded.prompts.render, prompt))
+
+    def current_load(self) -> EngineLoad:
+        generation = self._loaded.generation
+        if generation is None:
+            return EngineLoad(running=len(self._jobs))
+        running = min(generation.running, len(self._streams))
+        return EngineLoad(running, len(self._streams) - running, generation.used_fraction)
+
+    # ----------------------------------------------------------------------- on the preparing thread
+
+    def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:
+        try:
+            sequence = self._loaded.prompts.sequence(request, stream, accepted)
+        except Exception as error:  # the thread's boundary: whatever it was, the stream is told
+            if not isinstance(error, ServeError):
+                logger.error("request %s could not be prepared", request.id, exc_info=error)
+            self._post_news([News(stream, ended=True, error=as_serve_error(error))])
+        else:
+            self._stepper.submit(sequence)
+
+    # ------------------------------------------------------------------------------ from other threads
+
+    def _post(self, callback: Callable[[T], None], value: T) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, value)
+        except RuntimeError:
+            logger.debug("the event loop is closed; nobody is left to tell")
+
+    def _post_news(self, news: list[News]) -> None:
+        if news:
+            self._post(self._on_news, news)
+
+    # ------------------------------------------------------------------------------- on the loop's thread
+
+    def _on_news(self, news: list[News]) -> None:
+        for item in news:
+            stream = item.stream
+            assert isinstance(stream, _Stream)
+            if item.chunk is not None:
+                stream.push(item.chunk)
+            if item.ended:
+                self._streams.discard(stream)
+                stream.end(item.error)
+
+    def _on_death(self, error: BaseException) -> None:
+        logger.critical("the engine's thread died", exc_info=error)
+        self.fatal_error = error
+        self._end_all(self._dead())
+
+    def _end_all(self, error: ServeError) -> None:
+        while self._streams:
+            self._streams.pop().end(error)
+        for job in self._jobs:
+            if not job.future.done():
+                job.future.set_exception(error)
+
+    def _dead(self) -> EngineError:
+        return EngineError(f"The engine has stopped working ({type(self.fatal_error).__name__}).")
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._preparing, work)
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        if self._model is None:
+            raise RuntimeError("the engine is not open")
+        return self._model

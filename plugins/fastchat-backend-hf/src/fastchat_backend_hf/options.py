@@ -1,0 +1,51 @@
+"""What can be set for the backend: the table ``[worker.options]`` when ``backend = "hf"``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+__all__ = ["HfOptions", "Quantization"]
+
+Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8"]
+
+_Positive = Annotated[int, Meta(ge=1)]
+_Bytes = Annotated[str, Meta(pattern=r"^\d+(\.\d+)? ?([KMGT]i?B|B)$")]
+
+
+class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every default means: choose what suits the model and the machine."""
+
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu)(:\d+)?)$")] = "auto"
+    """Where the model runs. ``auto``: the first accelerator there is, otherwise the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """Spread the layers over several devices, as accelerate does. None: all on `device`."""
+    max_memory: dict[str, _Bytes] = {}
+    """With `device_map`: the most to use per device, for instance ``{"0" = "20GiB", cpu = "64GiB"}``."""
+    quantization: Quantization | None = None
+    """Shrink the weights while loading. Needs the extra of the same name."""
+    lora: str | None = None
+    """Folder of a LoRA adapter, merged into the weights while loading. Needs the extra ``peft``."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. It can do whatever this process can."""
+    chat_template: str | None = None
+    """A Jinja chat template, or the path of a file with one, instead of the model's own."""
+    context_length: _Positive | None = None
+    """Tokens of prompt and answer together. None: the model's own limit."""
+    max_batch: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Answers generated at the same time; others wait."""
+    kv_cache_tokens: Annotated[int, Meta(ge=16)] | None = None
+    """Bound of the key-value cache, in tokens over all answers."""
+    kv_cache_bytes: _Bytes | None = None
+    """The same in bytes, for instance ``"2GiB"``. None for both: from the memory free after loading."""
+    prefill_tokens: _Positive = 2048
+    """Prompt tokens read between two steps of the answers under way; one longer prompt is read at once."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """CPU threads of torch, for the whole process. 0: OMP_NUM_THREADS, otherwise one core is left free."""
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    """How token vectors become one embedding. ``auto``: as the model says, otherwise the mean."""

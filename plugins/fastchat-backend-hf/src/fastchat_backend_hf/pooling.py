@@ -1,0 +1,42 @@
+"""How a model wants token vectors made into one, as sentence-transformers writes it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastchat_serve import StartupError
+
+from fastchat_backend_hf.checkpoint import read_json
+from fastchat_backend_hf.embeddings import Pooling
+
+__all__ = ["read_max_length", "read_pooling"]
+
+_MODES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_FLAGS: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """What ``1_Pooling/config.json`` says; the mean without such a file. Raises `StartupError` for what is not built in."""
+    for module in read_json(folder / "modules.json") or []:
+        name = str(module.get("type", "")).rpartition(".")[2]
+        if name not in _KNOWN_MODULES:
+            raise StartupError(f"this embedding model has a module {name!r}, which the hf backend does not run")
+    config = read_json(folder / "1_Pooling" / "config.json")
+    if config is None:
+        return "mean"
+    wanted = {mode for flag, mode in _FLAGS.items() if config.get(flag)}
+    wanted |= {_MODES[name] for name in (config.get("pooling_mode"),) if name in _MODES}
+    if len(wanted) != 1:
+        raise StartupError("this embedding model pools in a way that the hf backend does not; set `pooling` to override")
+    return wanted.pop()
+
+
+def read_max_length(folder: Path) -> int | None:
+    """The length sentence-transformers cuts texts to, if the model comes with one."""
+    limit = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    return limit if isinstance(limit, int) and limit > 0 else None

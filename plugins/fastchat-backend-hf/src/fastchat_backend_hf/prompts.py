@@ -1,0 +1,158 @@
+"""From a request to token ids, checked against what the model can take. Runs on a thread of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from fastchat_serve import (
+    ChatPrompt,
+    Choice,
+    ContextOverflow,
+    EmbedRequest,
+    GenerateRequest,
+    InvalidRequest,
+    PromptEcho,
+    TextPrompt,
+    TokenPrompt,
+    Unsupported,
+)
+from fastchat_serve.text import AnswerText, ChatTemplate
+
+from fastchat_backend_hf.choice import ChoiceConstraint
+from fastchat_backend_hf.sequences import Stream, TokenSequence
+from fastchat_backend_hf.vocabulary import Vocabulary
+
+__all__ = ["Prompts"]
+
+
+class Prompts:
+    """Renders, tokenises and checks."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate | None,
+        *,
+        context_length: int,
+        end_ids: frozenset[int],
+        empty_prompt_id: int | None,
+    ) -> None:
+        """`end_ids` end every answer; `empty_prompt_id` stands for a text without any token."""
+        self._vocabulary, self._template = vocabulary, template
+        self._tokenizer = vocabulary.tokenizer
+        self._context_length, self._end_ids, self._empty_prompt_id = context_length, end_ids, empty_prompt_id
+        self._arrivals = itertools.count()
+
+    def sequence(self, request: GenerateRequest, stream: Stream, accepted: float) -> TokenSequence:
+        """The answer to make for `request`, `accepted` at that `time.monotonic`. Raises `InvalidRequest`."""
+        text, prompt = self._text_and_ids(request.prompt)
+        params = request.sampling
+        for name, ids in (
+            ("logit_bias", params.logit_bias or ()),
+            ("stop_token_ids", params.stop_token_ids),
+            ("resume_token_ids", request.resume_token_ids),
+        ):
+            self._check_ids(name, ids)
+        sequence = TokenSequence(
+            request,
+            stream,
+            prompt=prompt,
+            limit=self._limit(request, len(prompt)),
+            order=(request.priority, next(self._arrivals)),
+            deadline=None if request.timeout_s is None else accepted + request.timeout_s,
+            stop_ids=self._stop_ids(request),
+            text=AnswerText(self._tokenizer, prompt_ids=prompt, stops=params.stop),
+            constraint=self._constraint(request),
+        )
+        if (request.echo or request.prompt_logprobs is not None) and not request.resume_token_ids:
+            sequence.echo = PromptEcho(self.text(prompt) if text is None else text, tuple(prompt))
+        return sequence
+
+    def token_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> list[int]:
+        """The prompt as the model reads it. Raises `InvalidRequest`."""
+        return self._text_and_ids(prompt)[1]
+
+    def texts(self, request: EmbedRequest) -> list[list[int]]:
+        """The inputs as the model reads them. Raises `InvalidRequest`."""
+        return [self._input(prompt, number, request.truncate) for number, prompt in enumerate(request.inputs)]
+
+    def render(self, prompt: ChatPrompt) -> str:
+        """The conversation as text. Raises `InvalidRequest`."""
+        if self._template is None:
+            raise Unsupported("This model has no chat template, so it cannot chat.", param="messages")
+        return self._template.render(prompt)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What the tokens say, special ones included."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def _text_and_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, TokenPrompt):
+            self._check_ids("prompt", prompt.token_ids)
+            text, ids = None, list(prompt.token_ids)
+        elif isinstance(prompt, ChatPrompt):
+            text = self.render(prompt)
+            ids = self._encode(text, "messages", special=False)  # the template writes them
+        else:
+            text = prompt.text
+            ids = self._encode(text, "prompt", special=True)
+            if not ids and self._empty_prompt_id is not None:
+                ids = [self._empty_prompt_id]
+        if not ids:
+            raise InvalidRequest("The prompt has no tokens. Give at least one.", param="prompt")
+        return text, ids
+
+    def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        fewest = len(text) // self._vocabulary.longest_token
+        if fewest > self._context_length:  # so long that it need not be read
+            raise ContextOverflow(limit=self._context_length, prompt_tokens=fewest, param=param)
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def _input(self, prompt: TextPrompt | TokenPrompt, number: int, truncate: bool) -> list[int]:
+        """One text to embed."""
+        limit = self._context_length
+        if isinstance(prompt, TokenPrompt):
+            self._check_ids("input", prompt.token_ids)
+            ids = list(prompt.token_ids)[: limit if truncate else None]
+        elif truncate:
+            encoding = self._tokenizer.encode(prompt.text[: limit * self._vocabulary.longest_token], add_special_tokens=False)
+            encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
+            ids = self._tokenizer.post_process(encoding, None, True).ids
+        else:
+            ids = self._encode(prompt.text, "input", special=True)
+        if not ids:
+            raise InvalidRequest(f"Input {number} has no tokens. Give at least one.", param="input")
+        if len(ids) > limit:
+            raise ContextOverflow(limit=limit, prompt_tokens=len(ids), param="input")
+        return ids
+
+    def _limit(self, request: GenerateRequest, prompt_tokens: int) -> int:
+        """Tokens of the whole answer."""
+        room = self._context_length - prompt_tokens
+        wanted = request.sampling.max_tokens
+        if room < (1 if wanted is None else wanted):
+            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+            raise ContextOverflow(
+                limit=self._context_length, prompt_tokens=prompt_tokens, max_tokens=wanted or 1, param=param
+            )
+        return room if wanted is None else wanted
+
+    def _stop_ids(self, request: GenerateRequest) -> frozenset[int]:
+        own = frozenset(request.sampling.stop_token_ids)
+        return own if request.sampling.ignore_eos else own | self._end_ids
+
+    def _constraint(self, request: GenerateRequest) -> ChoiceConstraint | None:
+        if request.constraint is None:
+            return None
+        if not isinstance(request.constraint, Choice):
+            raise Unsupported("This engine supports no constraint but a choice.")
+        constraint = ChoiceConstraint(request.constraint.options, self._vocabulary.by_bytes, self._end_ids)
+        for token in request.resume_token_ids:
+            constraint.accept(token)
+        return constraint
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        for id in ids:
+            if not 0 <= id < self._vocabulary.size:
+                raise InvalidRequest(f"Token id {id} is none of this model's {self._vocabulary.size}.", param=name)

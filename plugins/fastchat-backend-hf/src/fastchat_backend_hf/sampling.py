@@ -1,0 +1,271 @@
+"""Drawing the next token of every row at once, on the model's device.
+
+A `Sampler` is built when rows join or leave and then serves every step. What no row asked for
+is not computed: a batch of greedy rows costs one ``max``. The steps come in the contract's order
+(`SamplingParams`): bias and penalties, masks, temperature, top-k, top-p, min-p.
+
+A draw is reproducible: its uniform number is a hash of (seed, position in the answer), and the token is found by
+inverting the cumulated distribution in the order of token ids, which no rounding error can
+permute as it could a sorted order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from fastchat_serve import SamplingParams
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastchat_backend_hf.sequences import TokenSequence
+
+__all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
+
+_NOT_FINITE = -1
+
+
+class Alternatives(NamedTuple):
+    """Log-probabilities at one position, before temperature and filters."""
+
+    chosen: float
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Draw(NamedTuple):
+    """What one row drew. `token` None: its logits are not numbers."""
+
+    token: int | None
+    alternatives: Alternatives | None
+
+
+class Sampler:
+    """Draws for `rows`, in this order, as long as none joins or leaves."""
+
+    def __init__(self, rows: Sequence[TokenSequence], device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        params = [row.request.sampling for row in rows]
+        self._sampled = [i for i, param in enumerate(params) if param.temperature > 0]
+        self._guarded = [i for i, param in enumerate(params) if len(rows[i].answer) < param.min_tokens]
+        self._constrained = [i for i, row in enumerate(rows) if row.constraint is not None]
+        self._reported = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
+        self._bias = _Bias.of(rows, device)
+        self._penalties = _Penalties.of(rows, device)
+        self._filters = _Filters([params[i] for i in self._sampled], device) if self._sampled else None
+        self._seeds = np.array([params[i].seed & _MASK for i in self._sampled], dtype=np.uint64)
+
+    def draw(self, logits: Tensor) -> list[Draw]:
+        """One token per row from `logits` ``[rows, vocabulary]``, which is overwritten."""
+        logits = logits.to(self._device, torch.float32)
+        reported = logits[self._reported].log_softmax(-1) if self._reported else None
+        if self._bias is not None:
+            self._bias.add_to(logits)
+        if self._penalties is not None:
+            self._penalties.apply(logits)
+        if self._guarded:
+            self._forbid_stop_tokens(logits)
+        if self._constrained:
+            self._allow_constrained(logits)
+        best, tokens = logits.max(-1)
+        if self._filters is not None:
+            positions = np.array([len(self._rows[i].answer) for i in self._sampled], dtype=np.uint64)
+            chances = torch.from_numpy(uniforms(self._seeds, positions))
+            every_row = len(self._sampled) == len(self._rows)
+            drawn = self._filters.draw(logits if every_row else logits[self._sampled], chances)
+            tokens[self._sampled] = drawn
+        if self._penalties is not None:
+            self._penalties.count(tokens)
+        chosen = torch.where(best.isfinite(), tokens, _NOT_FINITE).tolist()
+        return self._draws(chosen, tokens, reported)
+
+    def _draws(self, chosen: list[int], tokens: Tensor, reported: Tensor | None) -> list[Draw]:
+        alternatives: list[Alternatives | None] = [None] * len(chosen)
+        if reported is not None:
+            counts = [self._rows[i].request.logprobs or 0 for i in self._reported]
+            for i, entry in zip(self._reported, raw_logprobs(reported, tokens[self._reported], counts), strict=True):
+                alternatives[i] = entry
+        return [
+            Draw(None if token == _NOT_FINITE else token, entry)
+            for token, entry in zip(chosen, alternatives, strict=True)
+        ]
+
+    def _forbid_stop_tokens(self, logits: Tensor) -> None:
+        rows, columns = [], []
+        for i in self._guarded:
+            row = self._rows[i]
+            if len(row.answer) < row.request.sampling.min_tokens and row.constraint is None:
+                rows += [i] * len(row.stop_ids)
+                columns += row.stop_ids
+        if rows:
+            logits[rows, columns] = -torch.inf
+
+    def _allow_constrained(self, logits: Tensor) -> None:
+        rows, columns = [], []
+        for i in self._constrained:
+            constraint = self._rows[i].constraint
+            allowed = constraint.allowed() if constraint is not None else ()
+            rows += [i] * len(allowed)
+            columns += allowed
+        kept = logits[rows, columns]
+        logits[self._constrained] = -torch.inf
+        logits[rows, columns] = kept
+
+
+class _Bias:
+    """`logit_bias` of all rows, as coordinates."""
+
+    def __init__(self, entries: list[tuple[int, int, float]], device: torch.device) -> None:
+        rows, columns, values = zip(*entries, strict=True)
+        self._at = (torch.tensor(rows, device=device), torch.tensor(columns, device=device))
+        self._values = torch.tensor(values, dtype=torch.float32, device=device)
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenSequence], device: torch.device) -> _Bias | None:
+        entries = [
+            (i, token, value)
+            for i, row in enumerate(rows)
+            for token, value in (row.request.sampling.logit_bias or {}).items()
+        ]
+        return cls(entries, device) if entries else None
+
+    def add_to(self, logits: Tensor) -> None:
+        logits.index_put_(self._at, self._values, accumulate=True)
+
+
+class _Penalties:
+    """Repetition, presence and frequency penalties of the rows that have any."""
+
+    def __init__(self, rows: Sequence[TokenSequence], index: list[int], device: torch.device) -> None:
+        self._index = torch.tensor(index, device=device)
+        self._rows = [rows[i] for i in index]
+        self._counts: Tensor | None = None
+        """How often each token was drawn, ``[penalised rows, vocabulary]``."""
+        self._in_prompt: Tensor | None = None
+        params = [row.request.sampling for row in self._rows]
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+        self._repetition = column([param.repetition_penalty for param in params])
+        self._presence = column([param.presence_penalty for param in params])
+        self._frequency = column([param.frequency_penalty for param in params])
+        self._any_repetition = any(param.repetition_penalty != 1 for param in params)
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenSequence], device: torch.device) -> _Penalties | None:
+        index = [
+            i
+            for i, row in enumerate(rows)
+            if (param := row.request.sampling).repetition_penalty != 1
+            or param.presence_penalty
+            or param.frequency_penalty
+        ]
+        return cls(rows, index, device) if index else None
+
+    def apply(self, logits: Tensor) -> None:
+        counts = self._drawn(logits.shape[1], logits.device)
+        part = logits[self._index]
+        if self._any_repetition:
+            seen = (counts > 0) | self._prompt(logits.shape[1], logits.device)
+            part = torch.where(seen, torch.where(part > 0, part / self._repetition, part * self._repetition), part)
+        part -= self._frequency * counts + self._presence * (counts > 0)
+        logits[self._index] = part
+
+    def count(self, tokens: Tensor) -> None:
+        """Remember what was drawn."""
+        if self._counts is not None:
+            drawn = tokens[self._index][:, None]
+            self._counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float32))
+
+    def _drawn(self, vocabulary: int, device: torch.device) -> Tensor:
+        if self._counts is None:
+            self._counts = _occurrences([row.answer for row in self._rows], vocabulary, device)
+        return self._counts
+
+    def _prompt(self, vocabulary: int, device: torch.device) -> Tensor:
+        if self._in_prompt is None:
+            self._in_prompt = _occurrences([row.prompt for row in self._rows], vocabulary, device) > 0
+        return self._in_prompt
+
+
+def _occurrences(rows: Sequence[Sequence[int]], vocabulary: int, device: torch.device) -> Tensor:
+    counts = [torch.bincount(torch.tensor(row, dtype=torch.long), minlength=vocabulary) for row in rows]
+    return torch.stack(counts).to(device, torch.float32)
+
+
+class _Filters:
+    """Temperature, top-k, top-p, min-p and the draw, for rows that are not greedy."""
+
+    def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        # float32 must hold the inverse
+        self._temperature = column([max(param.temperature, 1e-6) for param in params])
+        self._max_k = 0 if any(param.top_k == 0 for param in params) else max(param.top_k for param in params)
+        self._top_k = column([param.top_k for param in params], torch.long)
+        self._any_top_k = any(param.top_k > 0 for param in params)
+        # Above 1, so that rounding cannot cut off what a row without top-p may draw.
+        self._top_p = column([param.top_p if param.top_p < 1 else 2.0 for param in params])
+        self._any_top_p = any(param.top_p < 1 for param in params)
+        self._min_p = column([param.min_p for param in params])
+        self._any_min_p = any(param.min_p > 0 for param in params)
+        self._precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+    def draw(self, logits: Tensor, chances: Tensor) -> Tensor:
+        """Token ids ``[rows]`` from `logits` ``[rows, vocabulary]`` and a uniform number in [0, 1) each."""
+        # Shifted first: a tiny temperature must not overflow.
+        logits = (logits - logits.amax(-1, keepdim=True)) / self._temperature
+        if self._any_top_k or self._any_top_p:
+            logits = logits.masked_fill(logits < self._threshold(logits), -torch.inf)
+        weights = logits.exp()
+        if self._any_min_p:
+            weights = weights.where(weights >= self._min_p, 0)  # the largest weight is 1
+        cumulated = weights.to(self._precise).cumsum(-1)
+        # Below 1 in this precision too, or the last token could be drawn against its weight of zero.
+        chances = chances.to(logits.device, self._precise).clamp_(max=1 - torch.finfo(self._precise).eps)
+        aims = chances[:, None] * cumulated[:, -1:]
+        return torch.searchsorted(cumulated, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+
+    def _threshold(self, logits: Tensor) -> Tensor:
+        """The smallest logit that top-k and top-p leave, ``[rows, 1]``; ties with it stay too."""
+        size = min(self._max_k or logits.shape[1], logits.shape[1])
+        ordered = logits.topk(size).values if size < logits.shape[1] else logits.sort(-1, descending=True).values
+        last = torch.where(self._top_k > 0, self._top_k, size).clamp_(max=size) - 1
+        if self._any_top_p:
+            within = torch.arange(size, device=logits.device) <= last
+            shares = ordered.masked_fill(~within, -torch.inf).softmax(-1)
+            kept = (shares.cumsum(-1) - shares < self._top_p).sum(-1, keepdim=True)
+            last = torch.minimum(last, kept.clamp_(min=1) - 1)
+        return ordered.gather(-1, last)
+
+
+def raw_logprobs(logprobs: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[Alternatives]:
+    """The log-probabilities of `tokens` and of the `counts` most likely ones, row by row.
+
+    `logprobs` is ``[rows, vocabulary]``, `tokens` ``[rows]``. One transfer from the device for each kind of value.
+    """
+    chosen = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
+    best = logprobs.topk(min(max(counts, default=0), logprobs.shape[1]))
+    return [
+        Alternatives(value, ids[:count], values[:count])
+        for value, ids, values, count in zip(chosen, best.indices.tolist(), best.values.tolist(), counts, strict=True)
+    ]
+
+
+_MASK = 2**64 - 1
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each (seed, position): two rounds of SplitMix64 (Steele, Lea, Flood 2014)."""
+    return (_splitmix64(_splitmix64(seeds) + positions) >> np.uint64(11)) * 2.0**-53
+
+
+def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,122 @@
+"""One answer in the making: what was asked, what was drawn, and when it ends. Plain Python, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fastchat_serve import Chunk, FinishReason, GenerateRequest, PromptEcho, TokenLogprob, Usage
+from fastchat_serve.text import AnswerText
+
+__all__ = ["ConstraintState", "Stream", "TokenSequence"]
+
+
+class Stream(Protocol):
+    """The caller's end of an answer, as the engine's thread sees it."""
+
+    @property
+    def aborted(self) -> bool:
+        """Set on the event loop's thread; the answer is dropped before the next step."""
+        ...
+
+
+class ConstraintState(Protocol):
+    """How far an answer has come on its way through a constraint."""
+
+    @property
+    def complete(self) -> bool:
+        """Nothing more may follow."""
+        ...
+
+    def allowed(self) -> Sequence[int]:
+        """The tokens that may be drawn next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """`token` was drawn."""
+        ...
+
+
+class TokenSequence:
+    """The state of one answer.
+
+    Attributes:
+        answer: The drawn tokens, resumed ones included.
+        limit: The most tokens of `answer`.
+        order: Lower is served earlier: priority, then arrival.
+        deadline: In seconds of `time.monotonic`, or None.
+        echo: To be sent with the first chunk.
+        scored: The prompt's log-probabilities are in `echo`, or nobody wants them.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        stream: Stream,
+        *,
+        prompt: Sequence[int],
+        limit: int,
+        order: tuple[int, int],
+        deadline: float | None,
+        stop_ids: frozenset[int],
+        text: AnswerText,
+        constraint: ConstraintState | None,
+    ) -> None:
+        """`constraint` has accepted the request's `resume_token_ids`; `text` has not."""
+        self.request, self.stream = request, stream
+        self.prompt, self.answer = prompt, list(request.resume_token_ids)
+        self.limit, self.order, self.deadline = limit, order, deadline
+        self.stop_ids, self.constraint = stop_ids, constraint
+        self.echo: PromptEcho | None = None
+        self.scored = request.prompt_logprobs is None or bool(self.answer)
+        self._text = text
+        self._stopped = bool(self.answer) and self.last in stop_ids
+        text.resume(self.answer[:-1] if self._stopped else self.answer)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def last(self) -> int:
+        return self.answer[-1]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer is complete; None if it is not."""
+        if self._stopped or self._text.matched is not None:
+            return "stop"
+        if self.constraint is not None and self.constraint.complete:
+            return "stop"
+        return "length" if len(self.answer) >= self.limit else None
+
+    def accept(self, token: int, logprob: TokenLogprob | None) -> Chunk:
+        """Add a drawn token. The chunk carries `finish_reason` if that completes the answer."""
+        self.answer.append(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        self._stopped = token in self.stop_ids
+        text = "" if self._stopped else self._text.feed(token)
+        logprobs = None if logprob is None else (logprob,)
+        if self.finish_reason is not None:
+            return self.finish(text, (token,), logprobs)
+        return Chunk(text=text, token_ids=(token,), logprobs=logprobs, prompt=self._take_echo())
+
+    def finish(
+        self, text: str = "", token_ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] | None = None
+    ) -> Chunk:
+        """The last chunk of a complete answer: `text`, what was held back, and the count."""
+        if self._text.matched is None:
+            text += self._text.finish()  # may complete a stop string after all
+        return Chunk(
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt=self._take_echo(),
+            finish_reason=self.finish_reason,
+            stop_match=self._text.matched or (self.last if self._stopped else None),
+            usage=Usage(len(self.prompt), len(self.answer)),
+        )
+
+    def _take_echo(self) -> PromptEcho | None:
+        echo, self.echo = self.echo, None
+        return echo

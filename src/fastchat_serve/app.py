@@ -1,0 +1,227 @@
+"""Config in, one Litestar app for its roles out, with the workers that live and die with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.middleware import DefineMiddleware
+
+from fastchat_serve.config import Config
+from fastchat_serve.configfile.load import convert_options
+from fastchat_serve.configfile.rules import is_loopback
+from fastchat_serve.controller.dispatcher import Dispatcher
+from fastchat_serve.controller.policies import POLICIES
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.errors import PluginError, StartupError, Unavailable
+from fastchat_serve.hookspecs import EngineSetup, Progress
+from fastchat_serve.plugins import Plugins
+from fastchat_serve.policy import Policy
+from fastchat_serve.routes.auth import Keys, require_key
+from fastchat_serve.routes.cluster import cluster_handlers
+from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
+from fastchat_serve.routes.health import health_handlers
+from fastchat_serve.routes.hosts import HostCheck
+from fastchat_serve.routes.metrics import Metrics
+from fastchat_serve.routes.openai.chat import chat_route
+from fastchat_serve.routes.openai.completions import completions_route
+from fastchat_serve.routes.openai.embeddings import embeddings_route
+from fastchat_serve.routes.openai.models import model_handlers
+from fastchat_serve.routes.openai.service import Service
+from fastchat_serve.routes.openapi import schema_handler
+from fastchat_serve.worker.local import LocalWorker
+
+__all__ = ["Application", "create_app"]
+
+logger = logging.getLogger(__name__)
+
+
+class Application:
+    """One process: workers, controller and API, and the Litestar app in front of them.
+
+    Everything that can be wrong with a config is found here, before anything is opened.
+
+    Args:
+        plugins: Where backends, models and policies come from; by default what is installed.
+        progress: Told how far the loading of engines is; by default the log is.
+
+    Attributes:
+        asgi: The Litestar app. Its lifespan opens and closes the workers.
+
+    Raises:
+        StartupError: The config names what is not there, or asks for what is not built yet.
+    """
+
+    def __init__(self, config: Config, plugins: Plugins | None = None, progress: Progress | None = None) -> None:
+        _require_one_process(config)
+        self.config = config
+        self._plugins = plugins or Plugins()
+        self._plugins.load(config.plugins)
+        self.registry = Registry()
+        self.workers = [self._worker(index, progress or log_progress) for index in range(len(config.worker))]
+        self.dispatcher = Dispatcher(self.registry, self._policy())
+        self.asgi = self._litestar()
+
+    async def drain(self, grace_s: float) -> bool:
+        """Take no new work; return when all accepted work is done, or cut off at `grace_s`.
+
+        Returns:
+            Whether all of it was done.
+        """
+        with anyio.move_on_after(grace_s) as grace:
+            async with anyio.create_task_group() as tasks:
+                for worker in self.workers:
+                    tasks.start_soon(worker.drain)
+        if grace.cancelled_caught:
+            self.expel()
+        return not grace.cancelled_caught
+
+    def expel(self) -> None:
+        """End everything under way with an error that says why."""
+        for worker in self.workers:
+            worker.expel(Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0))
+
+    def _worker(self, index: int, progress: Progress) -> LocalWorker:
+        config, worker = self.config, self.config.worker[index]
+        try:
+            backend = self._plugins.backend(worker.backend)
+            model = self._plugins.model(worker.model)
+        except PluginError as error:
+            raise config.error(("worker", index, "backend"), str(error)) from error
+        options = convert_options(config, index, backend.options)
+        setup = EngineSetup(str(model) if model is not None else worker.model, options, progress)
+        if worker.tool_parser is not None and worker.tool_parser not in self._plugins.tool_parsers:
+            known = ", ".join(sorted(self._plugins.tool_parsers))
+            raise config.error(("worker", index, "tool_parser"), f"there is no such parser; known are: {known}")
+        return LocalWorker(
+            backend.factory(setup),
+            names=worker.names,
+            concurrency=worker.concurrency,
+            queue=worker.queue,
+            speed=worker.speed,
+            timeouts=worker.timeouts,
+            tool_parser=worker.tool_parser,
+        )
+
+    def _policy(self) -> Policy:
+        name = self.config.controller.policy if self.config.controller is not None else "shortest_queue"
+        policy = POLICIES.get(name) or self._plugins.policy(name)
+        if policy is None:
+            known = ", ".join(sorted({*POLICIES, *self._plugins.policies}))
+            raise self.config.error(("controller", "policy"), f"there is no policy {name!r}; known are: {known}")
+        return policy
+
+    def _litestar(self) -> Litestar:
+        server, api = self.config.server, self.config.api
+        metrics = Metrics(self.registry)
+        service = Service(
+            dispatcher=self.dispatcher,
+            metrics=metrics,
+            limits=self.config.limits,
+            max_body_bytes=server.max_body_bytes,
+            tool_parsers=self._plugins.tool_parsers,
+        )
+        keys = Keys(key.reveal() for key in (api.keys if api is not None else ()))
+        hosts = _allowed_hosts(self.config)
+        return Litestar(
+            route_handlers=[
+                chat_route(service),
+                completions_route(service),
+                embeddings_route(service),
+                *model_handlers(self.registry),
+                *cluster_handlers(self.registry),
+                *health_handlers(self.registry),
+                metrics.handler(),
+                schema_handler(),
+            ],
+            guards=[require_key(keys)],
+            middleware=[DefineMiddleware(HostCheck, allowed=hosts)] if hosts else [],
+            exception_handlers=EXCEPTION_HANDLERS,
+            cors_config=_cors(server.cors_origins),
+            openapi_config=None,
+            lifespan=[self._running],
+            request_max_body_size=server.max_body_bytes,
+            logging_config=None,
+        )
+
+    @asynccontextmanager
+    async def _running(self, _: Litestar) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as loading:
+                for index, worker in enumerate(self.workers):
+                    self.registry.add(worker)
+                    loading.start_soon(tasks.start, partial(self._keep, index))
+            yield
+            self.expel()
+            for worker in self.workers:
+                worker.stop()
+
+    async def _keep(self, index: int, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Run one worker; if it breaks once it was up, the others go on."""
+        worker, config = self.workers[index], self.config.worker[index]
+        started = _Started(task_status)
+        try:
+            await worker.run(task_status=started)
+        except StartupError:
+            raise
+        except Exception as error:  # the boundary to foreign code
+            if not started.done:
+                raise StartupError(
+                    f"Worker {worker.names[0]!r} (backend {config.backend!r}) could not start: {type(error).__name__}: {error}"
+                ) from error
+            logger.exception("Worker %s broke.", worker.id)
+
+
+class _Started(TaskStatus[None]):
+    """Passes "started" on, and remembers it."""
+
+    def __init__(self, status: TaskStatus[None]) -> None:
+        self._status = status
+        self.done = False
+
+    def started(self, value: None = None) -> None:
+        self.done = True
+        self._status.started(value)
+
+
+def create_app(config: Config) -> Litestar:
+    """The ASGI app of `config`, for other servers than ours. Raises `StartupError`."""
+    return Application(config).asgi
+
+
+def log_progress(stage: str, fraction: float | None = None) -> None:
+    """Progress as log lines, where nobody looks at a terminal."""
+    logger.info("%s%s", stage, "" if fraction is None else f" {fraction:.0%}")
+
+
+def _require_one_process(config: Config) -> None:
+    if config.controller is None or config.api is None or not config.worker:
+        raise StartupError(
+            "Roles in several processes are not built yet: this version needs [controller], [api] and [[worker]] in one file."
+        )
+
+
+def _allowed_hosts(config: Config) -> tuple[str, ...]:
+    """Names to answer to; none means all. Beyond loopback keys guard the door, and names are not known."""
+    server = config.server
+    if "*" in server.allowed_hosts or (not server.allowed_hosts and not is_loopback(server.host)):
+        return ()
+    return server.allowed_hosts or ("localhost", "127.0.0.1", "::1", server.host)
+
+
+def _cors(origins: tuple[str, ...]) -> CORSConfig | None:
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id"],
+    )

@@ -1,0 +1,81 @@
+"""The command line: arguments in, one command run, an exit code out.
+
+Exit codes: 0 done, 1 failed, 2 refused to start (bad arguments, config or plugin), 130 interrupted.
+Only the command that was asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastchat_serve import __version__
+from fastchat_serve.errors import StartupError
+
+__all__ = ["main"]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fastchat-serve`` with `argv` (default: those of the process)."""
+    args = _parser().parse_args(argv)
+    try:
+        command = importlib.import_module(f"fastchat_serve.commands.{args.command or 'serve'}")
+        code: int = command.run(args)
+    except StartupError as error:
+        for line in (str(error), *getattr(error, "__notes__", ())):
+            print(f"fastchat-serve: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastchat-serve",
+        description="Serve language models behind one OpenAI-compatible endpoint.",
+        epilog="Without a command it serves: fastchat-serve --config conf/local.toml",
+    )
+    parser.add_argument("--version", action="version", version=f"fastchat-serve {__version__}")
+    _config_arguments(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    check = commands.add_parser("check", help="validate a config without starting anything")
+    _config_arguments(check)
+    check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the config instead")
+    commands.add_parser("plugins", help="list installed plugins: distribution, version, contract, state")
+    for name, what in (("models", "list the models of a server"), ("workers", "list the workers of a server")):
+        _client_arguments(commands.add_parser(name, help=what))
+    chat = commands.add_parser("chat", help="chat in the terminal, with a server or with a model in this process")
+    _config_arguments(chat)
+    _client_arguments(chat, default_url=None)
+    chat.add_argument("--system", metavar="TEXT", help="system message")
+    chat.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: %(default)s)")
+    chat.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per answer (default: %(default)s)")
+    docs = commands.add_parser("docs", help="read the manual")
+    docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file that says what to run")
+    parser.add_argument("--model", metavar="ID", help="instead of a file: a plugin's model, a folder, or a hub id")
+    parser.add_argument("--backend", default="hf", metavar="NAME", help="engine for --model (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the config, for instance worker.0.options.device=cpu; may be repeated",
+    )
+
+
+def _client_arguments(parser: argparse.ArgumentParser, default_url: str | None = DEFAULT_URL) -> None:
+    shown = " (default: %(default)s)" if default_url else ""
+    parser.add_argument("--url", default=default_url, metavar="URL", help=f"a running server{shown}")
+    parser.add_argument("--api-key", metavar="KEY", help="default: the environment's OPENAI_API_KEY")

@@ -1,0 +1,121 @@
+"""What must hold between tables, and what a type cannot say about one value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from fastchat_serve.config import Secret, Tables
+from fastchat_serve.configfile.places import KeyPath, Places
+from fastchat_serve.errors import ConfigError
+
+__all__ = ["broken_rules", "is_loopback", "key_problem"]
+
+_HASHED = re.compile(r"sha256:[0-9a-fA-F]{64}")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+def broken_rules(tables: Tables, places: Places) -> Iterator[ConfigError]:
+    """Everything in `tables` that does not hold together."""
+    problems = [*_roles(tables), *_secrets(tables), *_names(tables), *_urls(tables)]
+    for path, problem in problems or _exposure(tables):  # what is exposed depends on the rest being right
+        yield places.error(path, problem)
+
+
+def key_problem(secret: Secret) -> str | None:
+    """Why `secret` can be no API key, or None."""
+    text = secret.reveal()
+    if text.startswith("sha256:") and not _HASHED.fullmatch(text):
+        return 'after "sha256:" come the 64 hexadecimal digits of the key\'s SHA-256 hash.'
+    if not _KEY.fullmatch(text):
+        return "a key is not empty and has only printable ASCII characters without spaces."
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a socket bound to `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+_Problems = Iterator[tuple[KeyPath, str]]
+
+
+def _roles(tables: Tables) -> _Problems:
+    if tables.controller is None and tables.api is None and not tables.worker:
+        yield ("worker",), "nothing to run: add a [controller], an [api] or a [[worker]] table."
+    if tables.controller is not None:
+        return
+    hint = 'Add a [controller] table, or say where the controllers are: controllers = ["http://host:port"].'
+    if tables.api is not None and not tables.api.controllers:
+        yield ("api", "controllers"), f"the API has no controller to ask. {hint}"
+    for index, worker in enumerate(tables.worker):
+        if not worker.controllers:
+            yield ("worker", index, "controllers"), f"this worker has no controller to register with. {hint}"
+
+
+def _is_split(tables: Tables) -> bool:
+    """Whether other processes take part: a role is missing here, or controllers elsewhere are named."""
+    elsewhere = any(worker.controllers for worker in tables.worker) or (tables.api and tables.api.controllers)
+    return bool(elsewhere) or tables.controller is None or tables.api is None or not tables.worker
+
+
+def _exposure(tables: Tables) -> _Problems:
+    server, api = tables.server, tables.api
+    if server.insecure:
+        return
+    if api is not None and not api.keys and not is_loopback(server.host):
+        yield (
+            ("server", "host"),
+            "other machines can reach this address, and the API would serve them without a key. Set api.keys or "
+            'api.keys_file, listen on "127.0.0.1", or accept it with server.insecure = true.',
+        )
+    if tables.cluster.token is None and _is_split(tables):
+        yield (
+            ("cluster", "token"),
+            "missing: controller, API and workers are not all in this process, so they need a shared secret to know "
+            "each other by. Set the same cluster.token everywhere, or go without one with server.insecure = true.",
+        )
+
+
+def _secrets(tables: Tables) -> _Problems:
+    for index, key in enumerate(tables.api.keys if tables.api else ()):
+        if problem := key_problem(key):
+            yield ("api", "keys", index), problem
+    token = tables.cluster.token
+    if token is not None and not _KEY.fullmatch(token.reveal()):
+        yield ("cluster", "token"), "a token is not empty and has only printable ASCII characters without spaces."
+
+
+def _names(tables: Tables) -> _Problems:
+    for index, worker in enumerate(tables.worker):
+        for number, name in enumerate(worker.names):
+            if name in worker.names[:number]:
+                yield ("worker", index, "names", number), f'"{name}" is already a name of this worker.'
+
+
+def _urls(tables: Tables) -> _Problems:
+    urls: dict[KeyPath, str] = {}
+    for number, url in enumerate(tables.api.controllers if tables.api else ()):
+        urls["api", "controllers", number] = url
+    for index, worker in enumerate(tables.worker):
+        for number, url in enumerate(worker.controllers):
+            urls["worker", index, "controllers", number] = url
+        if worker.advertise is not None:
+            urls["worker", index, "advertise"] = worker.advertise
+    for path, url in urls.items():
+        if not _has_host_and_port(url):
+            yield path, "expected a URL of the form http://host:port, with a port from 1 to 65535."
+
+
+def _has_host_and_port(url: str) -> bool:
+    """Whether `url` can be dialled: a scheme's default port will do, port 0 or 99999 will not."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

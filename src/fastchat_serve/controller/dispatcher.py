@@ -1,0 +1,116 @@
+"""Pick a worker for a request, by policy, among those that can take it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.engine import (
+    Capability,
+    ChatPrompt,
+    EmbedRequest,
+    Embeddings,
+    GenerateRequest,
+    Handle,
+    Sink,
+    TextPrompt,
+    required_capabilities,
+)
+from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupported
+from fastchat_serve.policy import Candidate, Draw, Policy
+from fastchat_serve.worker.base import Worker, WorkerState
+
+__all__ = ["Dispatcher"]
+
+_PARAM = {
+    Capability.CHAT: "messages",
+    Capability.TOOLS: "tools",
+    Capability.EMBED: "model",
+    Capability.LOGPROBS: "logprobs",
+    Capability.PROMPT_LOGPROBS: "logprobs",
+    Capability.LOGIT_BIAS: "logit_bias",
+    Capability.JSON_OBJECT: "response_format",
+    Capability.JSON_SCHEMA: "response_format",
+    Capability.REGEX: "structured_outputs",
+    Capability.GRAMMAR: "structured_outputs",
+    Capability.CHOICE: "structured_outputs",
+}
+_ADVICE = {
+    Capability.CHAT: "it has no chat template. Configure one (chat_template), or use /v1/completions",
+    Capability.GENERATE: "it makes embeddings only. Use /v1/embeddings",
+    Capability.EMBED: "it makes no embeddings",
+}
+
+
+class Dispatcher:
+    """See the module.
+
+    Args:
+        registry: The workers.
+        policy: Chooses among those that are ready and able.
+        rng: Where policies draw chance from.
+    """
+
+    def __init__(self, registry: Registry, policy: Policy, rng: random.Random | None = None) -> None:
+        self.registry = registry
+        self._policy = policy
+        self._random = rng or random.Random()
+        self._turns: Counter[str] = Counter()
+
+    def start(self, model: str, request: GenerateRequest, sink: Sink) -> Handle:
+        """Begin an answer on one of the model's workers.
+
+        Raises:
+            ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
+        """
+        workers = self.able(model, required_capabilities(request))
+        while True:
+            worker = self._choose(model, workers)
+            try:
+                return worker.start(request, sink)
+            except Overloaded:
+                workers = [other for other in workers if other is not worker]
+                if not workers:
+                    raise
+
+    async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
+        """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
+        worker = self._choose(model, self.able(model, frozenset({Capability.EMBED})))
+        return await worker.embed(request)
+
+    async def tokenize(self, model: str, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
+        needed = {Capability.TOKENIZE} | ({Capability.CHAT} if isinstance(prompt, ChatPrompt) else set())
+        return await self._choose(model, self.able(model, frozenset(needed))).tokenize(prompt)
+
+    async def detokenize(self, model: str, token_ids: tuple[int, ...]) -> str:
+        return await self._choose(model, self.able(model, frozenset({Capability.TOKENIZE}))).detokenize(token_ids)
+
+    def able(self, model: str, needed: frozenset[Capability] = frozenset()) -> Sequence[Worker]:
+        """The ready workers of a model that have all capabilities that are needed; at least one."""
+        workers = self.registry.serving(model)
+        if not workers:
+            raise ModelNotFound(model)
+        ready = [worker for worker in workers if worker.state is WorkerState.READY]
+        if not ready:
+            states = ", ".join(sorted({worker.state.value for worker in workers}))
+            raise Unavailable(f"Model {model!r} cannot be served now ({states}). Try again later.", retry_after_s=1.0)
+        able = [worker for worker in ready if needed <= worker.info.capabilities]
+        if not able:
+            raise _unsupported(model, needed - ready[0].info.capabilities)
+        return able
+
+    def _choose(self, model: str, workers: Sequence[Worker]) -> Worker:
+        if len(workers) == 1:
+            return workers[0]
+        candidates = [Candidate(worker.id, worker.speed, worker.queue_length) for worker in workers]
+        draw = Draw(self._random, self._turns[model])
+        self._turns[model] += 1
+        return workers[self._policy(candidates, draw)]
+
+
+def _unsupported(model: str, missing: frozenset[Capability]) -> Unsupported:
+    first = min(missing)
+    why = _ADVICE.get(first, f"its engine does not offer {', '.join(sorted(missing))}")
+    return Unsupported(f"Model {model!r} cannot do this: {why}.", param=_PARAM.get(first))

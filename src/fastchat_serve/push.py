@@ -1,0 +1,111 @@
+"""Either form of an engine's stream from the other.
+
+`pull` makes the async generator of the contract out of a push engine's `start`; `Pusher` gives any
+engine a `start`, at the price of one task per request. The worker drives sinks everywhere and so
+needs only the push form; everyone who wants to read a stream needs only `pull`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import anyio
+from anyio.abc import TaskGroup
+
+from fastchat_serve.engine import Chunk, Engine, GenerateRequest, Handle, PushEngine, Sink
+
+__all__ = ["Pusher", "pull"]
+
+
+class _Mailbox:
+    """A sink that keeps what arrives until it is read."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[Chunk] = deque()
+        self._news = anyio.Event()
+        self._ended = False
+        self._error: Exception | None = None
+
+    def push(self, chunk: Chunk) -> None:
+        self._chunks.append(chunk)
+        self._news.set()
+
+    def end(self, error: Exception | None) -> None:
+        self._ended, self._error = True, error
+        self._news.set()
+
+    async def next(self) -> Chunk | None:
+        """The next chunk, None at the end."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._news = anyio.Event()
+            await self._news.wait()
+        return self._chunks.popleft()
+
+    async def drained(self) -> None:
+        """Return once `end` was called."""
+        while not self._ended:
+            self._chunks.clear()
+            self._news = anyio.Event()
+            await self._news.wait()
+
+
+async def pull(
+    start: Callable[[GenerateRequest, Sink], Handle], request: GenerateRequest
+) -> AsyncGenerator[Chunk, None]:
+    """Read the answer that `start` pushes. Closing early aborts, and returns once the engine let go."""
+    mailbox = _Mailbox()
+    handle = start(request, mailbox)
+    try:
+        while (chunk := await mailbox.next()) is not None:
+            yield chunk
+    finally:
+        handle.abort()
+        with anyio.CancelScope(shield=True):
+            await mailbox.drained()
+
+
+class _Pull:
+    """One generator, driven by a task of its own into a sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._scope = anyio.CancelScope()
+        self._aborted = False
+
+    def abort(self) -> None:
+        self._aborted = True
+        self._scope.cancel()
+
+    async def run(self, engine: Engine, request: GenerateRequest) -> None:
+        error: Exception | None = None
+        try:
+            with self._scope:
+                async with aclosing(engine.generate_stream(request)) as chunks:
+                    async for chunk in chunks:
+                        if self._aborted:
+                            break
+                        self._sink.push(chunk)
+        except Exception as caught:  # the boundary to foreign code: whatever it was, the sink is told
+            error = None if self._aborted else caught
+        self._sink.end(error)
+
+
+class Pusher:
+    """Starts answers of any engine. `tasks` owns the tasks that pull-only engines need."""
+
+    def __init__(self, engine: Engine, tasks: TaskGroup) -> None:
+        self._engine, self._tasks = engine, tasks
+        self._native = engine.start if isinstance(engine, PushEngine) else None
+
+    def start(self, request: GenerateRequest, sink: Sink) -> Handle:
+        if self._native is not None:
+            return self._native(request, sink)
+        run = _Pull(sink)
+        self._tasks.start_soon(run.run, self._engine, request)
+        return run

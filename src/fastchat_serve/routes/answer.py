@@ -1,0 +1,147 @@
+"""The road of every generation request: requests to the dispatcher, sinks that write the reply.
+
+`Reply` is what the two kinds of reply share: one sink per choice, and exactly one end for all of
+them. `sse.py` streams, `plain.py` collects. A `Dialect` knows how one API writes either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from fastchat_serve.controller.dispatcher import Dispatcher
+from fastchat_serve.engine import Chunk, FinishReason, GenerateRequest, Handle, PromptEcho, Sink, TokenLogprob, Usage
+from fastchat_serve.errors import EngineError, ServeError
+from fastchat_serve.routes.errors import error_body, error_headers
+from fastchat_serve.routes.exchange import Exchange
+from fastchat_serve.routes.metrics import Observation
+
+__all__ = ["Answer", "Dialect", "Reply", "answer", "total_usage"]
+
+
+class Answer(Struct):
+    """One whole choice."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt: PromptEcho | None = None
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage(0, 0)
+
+
+class Dialect(Protocol):
+    """How one API writes answers. Holds what one request needs; every byte is made here."""
+
+    def body(self, answers: Sequence[Answer]) -> bytes:
+        """The JSON of a plain reply."""
+        ...
+
+    def opening(self, index: int) -> bytes:
+        """Events before the first token of a choice; may be empty."""
+        ...
+
+    def template(self, index: int) -> tuple[bytes, bytes] | None:
+        """What stands around the escaped text of an event that has nothing but text.
+
+        None: text events of this request need more, so all go through `events`.
+        """
+        ...
+
+    def events(self, index: int, chunk: Chunk) -> bytes:
+        """The events of any chunk."""
+        ...
+
+    def closing(self, usages: Sequence[Usage]) -> bytes:
+        """Events after the last choice: usage if it was asked for, and the end mark."""
+        ...
+
+    def total(self, usages: Sequence[Usage]) -> Usage:
+        """The usage of the whole reply."""
+        ...
+
+
+class Reply(ABC):
+    """The reply to one request.
+
+    Args:
+        count: How many choices it has, and so how many sinks.
+    """
+
+    def __init__(self, exchange: Exchange, dialect: Dialect, observation: Observation, count: int) -> None:
+        self.exchange, self.dialect, self.observation = exchange, dialect, observation
+        self.handles: list[Handle] = []
+        self.done = False
+        """The reply is written, or given up."""
+        self.usages: list[Usage | None] = [None] * count
+        self.sinks = [self.sink(index) for index in range(count)]
+
+    @abstractmethod
+    def sink(self, index: int) -> Sink:
+        """Where choice `index` arrives."""
+
+    @abstractmethod
+    def write_error(self, error: ServeError) -> None:
+        """End a reply that has begun."""
+
+    def finish_choice(self, index: int, usage: Usage | None) -> bool:
+        """Note the end of a choice; True if it was the last."""
+        self.usages[index] = usage or Usage(0, 0)
+        return None not in self.usages
+
+    def complete(self) -> None:
+        """Everything is written."""
+        self.done = True
+        usages = [usage for usage in self.usages if usage is not None]
+        self.observation.finish(self.dialect.total(usages))
+
+    def fail(self, error: Exception) -> None:
+        """End the whole reply with `error`, once."""
+        if self.done:
+            return
+        self.done = True
+        shown = error if isinstance(error, ServeError) else EngineError("The engine failed.")
+        self._abort()
+        if self.exchange.outlet.started:
+            self.write_error(shown)
+        else:
+            self.exchange.reply_json(error_body(shown), shown.status, error_headers(shown))
+        self.observation.finish(None, shown)
+
+    def close(self) -> None:
+        """Whatever still runs is not wanted any more."""
+        self._abort()
+        self.observation.finish(None, left=not self.done)
+        self.done = True
+
+    def _abort(self) -> None:
+        for handle in self.handles:
+            handle.abort()
+
+
+def total_usage(usages: Sequence[Usage], choices_per_prompt: int) -> Usage:
+    """The usage of a whole reply: each prompt counts once, however many choices were made of it."""
+    prompts = usages[::choices_per_prompt]
+    return Usage(
+        sum(usage.prompt_tokens for usage in prompts),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in prompts),
+    )
+
+
+async def answer(dispatcher: Dispatcher, model: str, requests: Sequence[GenerateRequest], reply: Reply) -> None:
+    """Start all requests, and wait until the reply is complete or the client has gone.
+
+    Raises what `Dispatcher.start` raises; then nothing was sent and nothing runs.
+    """
+    try:
+        for request, sink in zip(requests, reply.sinks, strict=True):
+            reply.handles.append(dispatcher.start(model, request, sink))
+        await reply.exchange.finished()
+    except ServeError as error:
+        reply.observation.finish(None, error)
+        raise
+    finally:
+        reply.close()

@@ -1,0 +1,86 @@
+"""Every failure in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.types import ExceptionHandlersMap
+
+from fastchat_serve.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ServeError,
+    UnsupportedMediaType,
+)
+from fastchat_serve.routes.exchange import Header, request_id
+
+__all__ = ["EXCEPTION_HANDLERS", "error_body", "error_headers"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Unexpected(ServeError):
+    """Anything that should not have happened; the log has the cause."""
+
+    code = "internal_error"
+
+
+def error_body(error: ServeError) -> bytes:
+    """The JSON of `error`."""
+    return msgspec.json.encode(error.to_openai())
+
+
+def error_headers(error: ServeError) -> list[Header]:
+    """Headers that belong to `error`, beside content type and request id."""
+    headers: list[Header] = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+def _render(request: Request[object, object, object], error: ServeError) -> Response[bytes]:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    headers["x-request-id"] = request_id(request.scope)
+    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def _serve_error(request: Request[object, object, object], error: ServeError) -> Response[bytes]:
+    return _render(request, error)
+
+
+def _http_error(request: Request[object, object, object], error: HTTPException) -> Response[bytes]:
+    """What Litestar raises by itself: unknown routes, wrong methods, bad parameters."""
+    match error.status_code:
+        case 404:
+            ours: ServeError = NotFound("There is no such route. GET /schema lists those that exist.")
+        case 405:
+            ours = MethodNotAllowed("This route does not have that method.")
+        case 413:
+            ours = PayloadTooLarge("The body is too long.")
+        case 415:
+            ours = UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
+        case status if status < 500:
+            ours = InvalidRequest("The request is not valid.")
+        case _:
+            return _unexpected(request, error)
+    return _render(request, ours)
+
+
+def _unexpected(request: Request[object, object, object], error: Exception) -> Response[bytes]:
+    logger.error("Request %s failed unexpectedly.", request_id(request.scope), exc_info=error)
+    return _render(request, _Unexpected("The server failed on this request. Its log says why, under the request's id."))
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {
+    ServeError: _serve_error,
+    HTTPException: _http_error,
+    Exception: _unexpected,
+}

@@ -1,0 +1,220 @@
+"""One HTTP request and its reply, at the level of ASGI: what the hot routes use of the server.
+
+The reply is written by `Outlet`, from plain code: an engine's step calls a sink, the sink calls
+`Outlet.write`, and the bytes are with the socket. No task wakes for it. The request's own task
+meanwhile waits in `Exchange.finished`, which returns when the reply is complete or the client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from litestar.types import Receive, Scope, Send
+
+from fastchat_serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+
+__all__ = ["JSON_CONTENT", "Exchange", "Outlet", "decode", "request_id"]
+
+Header = tuple[bytes, bytes]
+T = TypeVar("T")
+
+JSON_CONTENT: Header = (b"content-type", b"application/json")
+MAX_BACKLOG_BYTES = 256 * 1024
+"""What a client that does not read may cost; then its stream is ended."""
+MAX_NESTING = 64
+"""Depth of JSON that is decoded at all. The decoder recurses, so the interpreter's limit is no guard."""
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_NESTING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_JSON_TYPE = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORECASE)
+
+
+class Outlet:
+    """Writes a reply through ASGI's `send` without a task.
+
+    `send` is driven by hand: as a rule it finishes at once. It waits only while the socket is paused;
+    then what is written meanwhile piles up here, and leaves as one piece when the socket is free.
+    """
+
+    __slots__ = ("_blocked", "_last", "_pending", "_send", "backlog_bytes", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._blocked = self._last = False
+        self._pending: list[bytes] = []
+        self.backlog_bytes = 0
+        self.started = False
+        """Status and headers are out; an error can no longer be a status."""
+
+    def begin(self, status: int, headers: Iterable[Header]) -> None:
+        """Send status and headers."""
+        self.started = True
+        self._drive(self._send({"type": "http.response.start", "status": status, "headers": headers}))
+
+    def write(self, body: bytes, *, last: bool = False) -> None:
+        """Send a piece of the body. Never waits."""
+        if self._blocked:
+            self._pending.append(body)
+            self.backlog_bytes += len(body)
+            self._last = self._last or last
+        else:
+            self._drive(self._send({"type": "http.response.body", "body": body, "more_body": not last}))
+
+    def drop_backlog(self) -> None:
+        """Forget what piled up."""
+        self._pending.clear()
+        self.backlog_bytes = 0
+
+    def _drive(self, sending: Coroutine[Any, Any, None]) -> None:
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        except OSError:  # how ASGI servers say that the client has gone; `Exchange.finished` hears of it too
+            return
+        self._blocked = True
+        if waits_for is None:
+            asyncio.get_running_loop().call_soon(self._resume, sending)
+        else:
+            waits_for._asyncio_future_blocking = False  # what a task does with the future it is handed
+            waits_for.add_done_callback(lambda _: self._resume(sending))
+
+    def _resume(self, sending: Coroutine[Any, Any, None]) -> None:
+        self._blocked = False
+        self._drive(sending)
+        if self._pending and not self._blocked:
+            body, last = b"".join(self._pending), self._last
+            self.drop_backlog()
+            self.write(body, last=last)
+
+
+class Exchange:
+    """One request: its id, its body, and the outlet for its reply."""
+
+    __slots__ = ("_receive", "id", "outlet", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self._receive = scope, receive
+        self.outlet = Outlet(send)
+        self.id = request_id(scope)
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """The whole body, which must be plain JSON.
+
+        Raises:
+            UnsupportedMediaType: It says that it is something else, or compressed.
+            PayloadTooLarge: It is longer than `limit_bytes`; found out while reading.
+            InvalidRequest: The client left in the middle.
+        """
+        _require_json(self.scope, limit_bytes)
+        message = await self._receive()
+        body: bytes = message.get("body", b"")  # type: ignore[assignment]
+        if message.get("more_body"):
+            parts, size = [body], len(body)
+            while message.get("more_body"):
+                message = await self._receive()
+                parts.append(message.get("body", b""))  # type: ignore[arg-type]
+                size += len(parts[-1])
+                if size > limit_bytes:
+                    raise _too_large(limit_bytes)
+            body = b"".join(parts)
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("The request was broken off.")
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return body
+
+    async def finished(self) -> None:
+        """Return when the reply is complete, or the client has gone.
+
+        ASGI answers ``http.disconnect`` in either case (spec, "Disconnect - receive event").
+        """
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def reply_json(self, body: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
+        """A whole reply at once."""
+        length = (b"content-length", str(len(body)).encode())
+        self.outlet.begin(status, [JSON_CONTENT, length, (b"x-request-id", self.id.encode()), *headers])
+        self.outlet.write(body, last=True)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's ``x-request-id`` if it is harmless, else a new one; the same for all of a request."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = header(scope, b"x-request-id")
+        state["request_id"] = given.decode() if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+    known: str = state["request_id"]
+    return known
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first header of this (lower-case) name; empty if there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """`body` as the decoder's type.
+
+    Raises:
+        InvalidRequest: It is not JSON, not valid UTF-8, too deep, or not of that shape; says where.
+    """
+    try:
+        if _too_deep(body):
+            raise InvalidRequest(f"The JSON is nested more than {MAX_NESTING} levels deep.")
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `")
+        raise InvalidRequest(
+            f"{problem}{f', at {place[:-1]}' if place else ''}.", param=place[:-1].removeprefix("$.") or None
+        ) from None
+    except msgspec.DecodeError as error:
+        # msgspec says "truncated" of a lone surrogate too.
+        what = str(error).replace("Input data was truncated", "it ends too early or holds an incomplete character")
+        raise InvalidRequest(f"The body is not valid JSON: {what.removeprefix('JSON is malformed: ')}.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not valid UTF-8 at byte {error.start}.") from None
+    except RecursionError:
+        raise InvalidRequest("The JSON is nested too deep.") from None
+
+
+def _too_deep(body: bytes) -> bool:
+    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+        return False
+    depth = 0
+    for match in _NESTING.finditer(body):
+        mark = body[match.start()]
+        if mark in b"[{":
+            depth += 1
+            if depth > MAX_NESTING:
+                return True
+        elif mark in b"]}":
+            depth -= 1
+    return False
+
+
+def _require_json(scope: Scope, limit_bytes: int) -> None:
+    content_type = encoding = length = b""
+    for key, value in scope["headers"]:
+        if key == b"content-type":
+            content_type = value
+        elif key == b"content-encoding":
+            encoding = value
+        elif key == b"content-length":
+            length = value
+    if not _JSON_TYPE.match(content_type):
+        raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
+    if encoding not in (b"", b"identity"):
+        raise UnsupportedMediaType("Send the body uncompressed, without a Content-Encoding.")
+    if length.isdigit() and int(length) > limit_bytes:
+        raise _too_large(limit_bytes)
+
+
+def _too_large(limit_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is longer than {limit_bytes} bytes.")

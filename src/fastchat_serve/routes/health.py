@@ -1,0 +1,39 @@
+"""``/health``: this process is alive. ``/ready``: it takes requests for all its models."""
+
+from __future__ import annotations
+
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.routes.auth import PUBLIC
+from fastchat_serve.routes.openapi import documented
+
+__all__ = ["health_handlers"]
+
+
+class Health(Struct, frozen=True):
+    status: str
+
+
+class Readiness(Struct, frozen=True):
+    """`models`: for each, the states of its workers."""
+
+    ready: bool
+    models: dict[str, tuple[str, ...]]
+
+
+def health_handlers(registry: Registry) -> list[HTTPRouteHandler]:
+    """Both are open: they tell no secret, and whoever asks them has no key."""
+
+    @get("/health", opt=PUBLIC | documented("Is the process alive?", "operators", Health), sync_to_thread=False)
+    def health() -> Health:
+        return Health("ok")
+
+    @get("/ready", opt=PUBLIC | documented("Are all models served?", "operators", Readiness), sync_to_thread=False)
+    def ready() -> Response[Readiness]:
+        models = {name: tuple(worker.state.value for worker in registry.serving(name)) for name in registry.models}
+        return Response(Readiness(registry.ready, models), status_code=200 if registry.ready else 503)
+
+    return [health, ready]

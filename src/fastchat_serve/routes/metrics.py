@@ -1,0 +1,165 @@
+"""``GET /metrics``: what Prometheus scrapes.
+
+Names and labels of requests follow OpenTelemetry's semantic conventions for generative AI
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/). Label values are bounded: models
+are those that are served here, errors those of `errors.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import cache
+from typing import Literal
+
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.engine import Usage
+from fastchat_serve.errors import ServeError
+from fastchat_serve.routes.openapi import documented
+from fastchat_serve.worker.base import WorkerState
+
+__all__ = ["Metrics", "Observation", "Operation"]
+
+Operation = Literal["chat", "text_completion", "embeddings"]
+
+# The buckets that the conventions advise, in seconds and tokens.
+_DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKENS = tuple(4.0**power for power in range(14))
+
+_LABELS = ("gen_ai_operation_name", "gen_ai_request_model")
+
+
+class Metrics:
+    """The metrics of one server.
+
+    Args:
+        registry: Whose workers the gauges read, at scrape time.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.collectors = CollectorRegistry()
+        self._duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Time from a request's arrival to the end of its reply. error_type: empty if it succeeded.",
+            (*_LABELS, "error_type"),
+            buckets=_DURATION_S,
+            registry=self.collectors,
+        )
+        self._first_token = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Time from a request's arrival to its first token.",
+            _LABELS,
+            buckets=_FIRST_TOKEN_S,
+            registry=self.collectors,
+        )
+        self._per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Mean time between the tokens of one request, after the first.",
+            _LABELS,
+            buckets=_PER_TOKEN_S,
+            registry=self.collectors,
+        )
+        self._tokens = Histogram(
+            "gen_ai_client_token_usage_tokens",
+            "Tokens of one request.",
+            (*_LABELS, "gen_ai_token_type"),
+            buckets=_TOKENS,
+            registry=self.collectors,
+        )
+        self.collectors.register(_Workers(registry))
+        # Looking labels up costs more than counting; the cache is bounded by operations times models.
+        self._child = cache(self._bind)
+
+    def begin(self, operation: Operation, model: str) -> Observation:
+        """Call when a request for a served model has arrived."""
+        return Observation(self._child(operation, model))
+
+    def _bind(self, operation: Operation, model: str) -> _Children:
+        return _Children(self, operation, model)
+
+    def handler(self) -> HTTPRouteHandler:
+        """The route. It needs a key like any other."""
+
+        @get("/metrics", opt=documented("Metrics for Prometheus, as text", "operators", str), sync_to_thread=False)
+        def metrics() -> Response[bytes]:
+            return Response(generate_latest(self.collectors), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+        return metrics
+
+
+class _Children:
+    """The metrics of one operation on one model, labels bound."""
+
+    def __init__(self, metrics: Metrics, operation: Operation, model: str) -> None:
+        self.first_token = metrics._first_token.labels(operation, model)
+        self.per_token = metrics._per_token.labels(operation, model)
+        self.input = metrics._tokens.labels(operation, model, "input")
+        self.output = metrics._tokens.labels(operation, model, "output")
+        self.duration = cache(lambda error_type: metrics._duration.labels(operation, model, error_type))
+
+
+class Observation:
+    """One request's figures. `finish` counts once; later calls do nothing."""
+
+    __slots__ = ("_arrived_s", "_children", "_first_s", "_finished")
+
+    def __init__(self, children: _Children) -> None:
+        self._children = children
+        self._arrived_s = time.monotonic()
+        self._first_s: float | None = None
+        self._finished = False
+
+    def first_token(self) -> None:
+        """The first token is on its way."""
+        self._first_s = time.monotonic()
+        self._children.first_token.observe(self._first_s - self._arrived_s)
+
+    def finish(self, usage: Usage | None, error: ServeError | None = None, *, left: bool = False) -> None:
+        """The reply is complete. `left`: the client did not stay for it."""
+        if self._finished:
+            return
+        self._finished = True
+        now, children = time.monotonic(), self._children
+        error_type = (error.code or error.type) if error is not None else "client_left" if left else ""
+        children.duration(error_type).observe(now - self._arrived_s)
+        if usage is None:
+            return
+        children.input.observe(usage.prompt_tokens)
+        children.output.observe(usage.completion_tokens)
+        if self._first_s is not None and usage.completion_tokens > 1:
+            children.per_token.observe((now - self._first_s) / (usage.completion_tokens - 1))
+
+
+class _Workers:
+    """Gauges that are read off the workers when somebody asks."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("worker", "model")
+        gauges = {
+            "running": GaugeMetricFamily("fastchat_worker_running", "Requests that hold a slot.", labels=labels),
+            "waiting": GaugeMetricFamily("fastchat_worker_waiting", "Requests that wait for a slot.", labels=labels),
+            "slots": GaugeMetricFamily("fastchat_worker_slots", "Slots.", labels=labels),
+            "kv_used": GaugeMetricFamily(
+                "fastchat_worker_kv_used_fraction", "Share of the engine's key-value memory in use.", labels=labels
+            ),
+            "ready": GaugeMetricFamily("fastchat_worker_ready", "1 if the worker takes requests.", labels=labels),
+        }
+        for worker in self._registry.workers:
+            load, of = worker.load(), (worker.id, worker.names[0])
+            gauges["running"].add_metric(of, load.running)
+            gauges["waiting"].add_metric(of, load.waiting)
+            gauges["slots"].add_metric(of, load.slots)
+            gauges["kv_used"].add_metric(of, load.engine.kv_used_fraction)
+            gauges["ready"].add_metric(of, worker.state is WorkerState.READY)
+        yield from gauges.values()

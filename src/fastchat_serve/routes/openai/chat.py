@@ -1,0 +1,289 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+from litestar.handlers import ASGIRouteHandler
+
+from fastchat_serve.engine import Capability, ChatPrompt, Chunk, GenerateRequest, Message, TextPart, ToolCall, ToolSpec, Usage
+from fastchat_serve.errors import InvalidRequest, Unsupported
+from fastchat_serve.protocol import openai as wire
+from fastchat_serve.routes.answer import Answer, Reply, answer, total_usage
+from fastchat_serve.routes.exchange import Exchange, decode
+from fastchat_serve.routes.hot import hot_post
+from fastchat_serve.routes.openai.logprobs import chat_logprobs
+from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
+from fastchat_serve.routes.openai.service import Service
+from fastchat_serve.routes.openapi import documented
+from fastchat_serve.routes.plain import PlainReply
+from fastchat_serve.routes.sse import DONE, EventReply, event
+from fastchat_serve.hookspecs import ToolParserFactory
+from fastchat_serve.text import TextDelta, ToolEvent, ToolParser
+
+__all__ = ["chat_route"]
+
+_decoder = msgspec.json.Decoder(wire.ChatCompletionRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+def chat_route(service: Service) -> ASGIRouteHandler:
+    """The route, bound to what it serves from."""
+
+    async def chat(exchange: Exchange) -> None:
+        request = decode(_decoder, await exchange.body(service.max_body_bytes))
+        requests = generate_requests(request, service, f"chatcmpl-{exchange.id}")
+        tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
+        dialect = ChatDialect(
+            requests[0].id,
+            request.model,
+            include_usage=include_usage(request),
+            logprobs=bool(request.logprobs),
+            tool_parser=_tool_parser(request.model, service) if tools else None,
+            one_call=request.parallel_tool_calls is False,
+        )
+        reply_type: type[Reply] = EventReply if request.stream else PlainReply
+        observation = service.metrics.begin("chat", request.model)
+        reply = reply_type(exchange, dialect, observation, len(requests))
+        await answer(service.dispatcher, request.model, requests, reply)
+
+    opt = documented(
+        "Answer a conversation",
+        "generation",
+        wire.ChatCompletion,
+        request=wire.ChatCompletionRequest,
+        events=wire.ChatCompletionChunk,
+        method="POST",
+    )
+    return hot_post("/v1/chat/completions", chat, opt)
+
+
+def include_usage(request: wire.Sampling) -> bool:
+    """Whether a stream reports usage in an event of its own."""
+    return bool(request.stream_options and request.stream_options.include_usage)
+
+
+def generate_requests(request: wire.ChatCompletionRequest, service: Service, answer_id: str) -> list[GenerateRequest]:
+    """One request of the contract per choice. Raises `InvalidRequest` kinds."""
+    limits = service.limits
+    service.dispatcher.able(request.model)  # an unknown model is the first thing to say
+    _refuse_unknown_ways(request)
+    if len(request.messages) > limits.max_messages:
+        raise InvalidRequest(f"messages has more than {limits.max_messages} entries.", param="messages")
+    alternatives = request.top_logprobs or 0
+    if alternatives and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    if alternatives > limits.max_logprobs:
+        raise InvalidRequest(f"top_logprobs can be at most {limits.max_logprobs}.", param="top_logprobs")
+    max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    sampling = sampling_params(request, limits, max_tokens)
+    first = GenerateRequest(
+        id=answer_id,
+        prompt=ChatPrompt(
+            tuple(_message(message, f"$.messages[{index}]") for index, message in enumerate(request.messages)),
+            tools=_tools(request, limits.max_tools),
+            continue_final=bool(request.continue_final_message),
+            template_options=request.chat_template_kwargs,
+        ),
+        sampling=sampling,
+        logprobs=alternatives if request.logprobs else None,
+        constraint=constraint(request.response_format, request.structured_outputs),
+        priority=request.priority or 0,
+    )
+    replace = msgspec.structs.replace
+    return [first] + [
+        replace(first, id=f"{answer_id}-{i}", sampling=replace(sampling, seed=choice_seed(sampling.seed, i)))
+        for i in range(1, request.n or 1)
+    ]
+
+
+class ChatDialect:
+    """How chat completions are written.
+
+    Args:
+        tool_parser: Makes the parser of one choice's tool calls; None if no tools were offered.
+        one_call: Keep only the first tool call of each choice.
+    """
+
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        *,
+        include_usage: bool,
+        logprobs: bool,
+        tool_parser: ToolParserFactory | None,
+        one_call: bool,
+    ) -> None:
+        self._id, self._model, self._created = answer_id, model, int(time.time())
+        self._include_usage, self._logprobs, self._one_call = include_usage, logprobs, one_call
+        self._tool_parser = tool_parser
+        self._parsers: dict[int, ToolParser] = {}
+        self._called: set[int] = set()
+
+    def body(self, answers: Sequence[Answer]) -> bytes:
+        choices = tuple(self._choice(index, whole) for index, whole in enumerate(answers))
+        usage = wire_usage(self.total([whole.usage for whole in answers]))
+        return _encode(wire.ChatCompletion(self._id, self._created, self._model, choices, usage))
+
+    def opening(self, index: int) -> bytes:
+        return self._event(index, wire.Delta(role="assistant", content=""))
+
+    def template(self, index: int) -> tuple[bytes, bytes] | None:
+        if self._logprobs or self._tool_parser is not None:
+            return None
+        before, after = self._event(index, wire.Delta(content="\0")).split(b"\\u0000")
+        return before, after
+
+    def events(self, index: int, chunk: Chunk) -> bytes:
+        last = chunk.finish_reason is not None
+        deltas = self._deltas(index, chunk.text, last)
+        logprobs = chat_logprobs(chunk.logprobs) if chunk.logprobs else None
+        if logprobs is not None and not deltas:
+            deltas = [wire.Delta(content="")]
+        parts = []
+        for delta in deltas:
+            parts.append(self._event(index, delta, logprobs))
+            logprobs = None
+        if last:
+            reason = "tool_calls" if index in self._called else chunk.finish_reason
+            parts.append(self._event(index, wire.Delta(), finish_reason=reason))
+        return b"".join(parts)
+
+    def closing(self, usages: Sequence[Usage]) -> bytes:
+        if not self._include_usage:
+            return DONE
+        usage = wire_usage(self.total(usages))
+        return event(wire.ChatCompletionChunk(self._id, self._created, self._model, (), usage)) + DONE
+
+    def total(self, usages: Sequence[Usage]) -> Usage:
+        return total_usage(usages, max(len(usages), 1))
+
+    def _event(
+        self,
+        index: int,
+        delta: wire.Delta,
+        logprobs: wire.ChatLogprobs | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice = wire.ChunkChoice(index, delta, logprobs, finish_reason)
+        usage = None if self._include_usage else msgspec.UNSET
+        return event(wire.ChatCompletionChunk(self._id, self._created, self._model, (choice,), usage))
+
+    def _deltas(self, index: int, text: str, last: bool) -> list[wire.Delta]:
+        if self._tool_parser is None:
+            return [wire.Delta(content=text)] if text else []
+        if index not in self._parsers:
+            self._parsers[index] = self._tool_parser()
+        parser = self._parsers[index]
+        found = parser.feed(text) + (parser.finish() if last else [])
+        deltas = []
+        for item in found:
+            if isinstance(item, TextDelta):
+                deltas.append(wire.Delta(content=item.text))
+            elif not (self._one_call and item.index > 0):
+                self._called.add(index)
+                call = wire.ToolCallDelta(
+                    item.index, self._call_id(index, item.index), wire.FunctionCallDelta(item.name, item.arguments)
+                )
+                deltas.append(wire.Delta(tool_calls=(call,)))
+        return deltas
+
+    def _choice(self, index: int, whole: Answer) -> wire.ChatChoice:
+        logprobs = chat_logprobs(whole.logprobs) if whole.logprobs is not None else None
+        text: str | None = whole.text
+        calls: tuple[wire.ToolCallMessage, ...] = ()
+        if self._tool_parser is not None:
+            parser = self._tool_parser()
+            found: list[ToolEvent] = [*parser.feed(whole.text), *parser.finish()]
+            text = "".join(item.text for item in found if isinstance(item, TextDelta))
+            calls = tuple(
+                wire.ToolCallMessage(self._call_id(index, item.index), wire.FunctionCall(item.name, item.arguments))
+                for item in found
+                if not isinstance(item, TextDelta) and not (self._one_call and item.index > 0)
+            )
+        message = wire.AssistantMessage(
+            content=None if calls and not text else text, tool_calls=calls if calls else msgspec.UNSET
+        )
+        return wire.ChatChoice(index, message, logprobs, "tool_calls" if calls else whole.finish_reason)
+
+    def _call_id(self, index: int, call: int) -> str:
+        return f"call_{self._id.removeprefix('chatcmpl-')}_{index}_{call}"
+
+
+def wire_usage(usage: Usage) -> wire.Usage:
+    """Token counts as OpenAI writes them."""
+    return wire.Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        wire.PromptTokensDetails(usage.cached_tokens),
+    )
+
+
+def _tool_parser(model: str, service: Service) -> ToolParserFactory:
+    name = service.dispatcher.able(model, frozenset({Capability.TOOLS}))[0].tool_parser
+    if name not in service.tool_parsers:
+        raise Unsupported(
+            f"Model {model!r} writes tool calls in no form that is known here. Configure the worker's tool_parser.",
+            param="tools",
+        )
+    return service.tool_parsers[name]
+
+
+def _refuse_unknown_ways(request: wire.ChatCompletionRequest) -> None:
+    if request.functions or request.function_call:
+        raise Unsupported("functions and function_call were replaced by tools and tool_choice.", param="functions")
+    if request.modalities and set(request.modalities) != {"text"}:
+        raise Unsupported("Only the modality 'text' is supported.", param="modalities")
+    if request.chat_template is not None:
+        raise Unsupported("A request cannot bring its own chat_template; the server's config can.", param="chat_template")
+    if request.tools and request.tool_choice not in (None, "auto", "none"):
+        raise Unsupported("Only the tool_choice 'auto' and 'none' are supported.", param="tool_choice")
+    if request.continue_final_message and request.messages[-1].role != "assistant":
+        raise InvalidRequest("continue_final_message needs a last message of the assistant.", param="messages")
+
+
+def _tools(request: wire.ChatCompletionRequest, limit: int) -> tuple[ToolSpec, ...]:
+    if not request.tools or request.tool_choice == "none":
+        return ()
+    if len(request.tools) > limit:
+        raise InvalidRequest(f"tools has more than {limit} entries.", param="tools")
+    return tuple(
+        ToolSpec(tool.function.name, tool.function.description, tool.function.parameters) for tool in request.tools
+    )
+
+
+_ROLES = {"developer": "system", "function": "tool"}
+"""Newer and older names of roles that chat templates know."""
+
+
+def _message(message: wire.ChatMessage, place: str) -> Message:
+    content = message.content
+    if content is None and not message.tool_calls and message.role != "assistant":
+        raise InvalidRequest(f"A message of the {message.role} needs content, at {place}.content.", param="messages")
+    return Message(
+        role=_ROLES.get(message.role, message.role),
+        content=content if content is None or isinstance(content, str) else _parts(content, place),
+        name=message.name,
+        tool_calls=tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _parts(content: tuple[wire.ContentPart, ...], place: str) -> tuple[TextPart, ...]:
+    parts = []
+    for index, part in enumerate(content):
+        match part:
+            case wire.TextPart(text=text) | wire.RefusalPart(refusal=text):
+                parts.append(TextPart(text))
+            case _:
+                kind = type(part).__struct_config__.tag
+                raise Unsupported(
+                    f"Only text is supported as content, not {kind}, at {place}.content[{index}].", param="messages"
+                )
+    return tuple(parts)

@@ -1,0 +1,84 @@
+"""``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+
+import anyio
+import msgspec
+from litestar.handlers import ASGIRouteHandler
+
+from fastchat_serve.engine import EmbedRequest, Embeddings, Usage
+from fastchat_serve.errors import InvalidRequest, ServeError, Unsupported
+from fastchat_serve.protocol import openai as wire
+from fastchat_serve.routes.exchange import Exchange, decode
+from fastchat_serve.routes.hot import hot_post
+from fastchat_serve.routes.openai.completions import prompts_of
+from fastchat_serve.routes.openai.service import Service
+from fastchat_serve.routes.openapi import documented
+
+__all__ = ["embeddings_route"]
+
+_decoder = msgspec.json.Decoder(wire.EmbeddingRequest)
+_encode = msgspec.json.Encoder().encode
+
+
+def embeddings_route(service: Service) -> ASGIRouteHandler:
+    """The route, bound to what it serves from."""
+
+    async def embeddings(exchange: Exchange) -> None:
+        request = decode(_decoder, await exchange.body(service.max_body_bytes))
+        service.dispatcher.able(request.model)
+        prompts = prompts_of(request.input, service.limits.max_prompts, "input")
+        wanted = EmbedRequest(id=f"embd-{exchange.id}", inputs=tuple(prompts), truncate=bool(request.truncate))
+        observation = service.metrics.begin("embeddings", request.model)
+        failed: ServeError | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def embed() -> None:
+                nonlocal failed
+                try:
+                    found = await service.dispatcher.embed(request.model, wanted)
+                    exchange.reply_json(_body(request, found))
+                    observation.finish(Usage(found.prompt_tokens, 0))
+                except ServeError as error:
+                    failed = error
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(embed)
+            await exchange.finished()
+            tasks.cancel_scope.cancel()
+        observation.finish(None, failed, left=failed is None)
+        if failed is not None:
+            raise failed
+
+    opt = documented("Embed texts", "embeddings", wire.EmbeddingList, request=wire.EmbeddingRequest, method="POST")
+    return hot_post("/v1/embeddings", embeddings, opt)
+
+
+def _body(request: wire.EmbeddingRequest, found: Embeddings) -> bytes:
+    if request.dimensions is not None and request.dimensions != found.dimensions:
+        raise Unsupported(
+            f"Model {request.model!r} makes vectors of {found.dimensions} dimensions, no others.", param="dimensions"
+        )
+    size = found.dimensions * 4
+    if not size or len(found.data) % size:
+        raise InvalidRequest("This model made no vectors.", param="model")
+    rows = (found.data[start : start + size] for start in range(0, len(found.data), size))
+    as_base64 = request.encoding_format == "base64"
+    items = [
+        wire.EmbeddingItem(index, base64.b64encode(row).decode() if as_base64 else _floats(row))
+        for index, row in enumerate(rows)
+    ]
+    usage = wire.EmbeddingUsage(found.prompt_tokens, found.prompt_tokens)
+    return _encode(wire.EmbeddingList(items, request.model, usage))
+
+
+def _floats(row: bytes) -> list[float]:
+    """float32, little-endian, as numbers."""
+    values = array("f", row)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()

@@ -1,0 +1,90 @@
+"""A reply as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+An event that has only text is spliced together: the bytes before, the escaped text, the bytes after,
+made once per choice. Only events with more in them go through a Struct. Each chunk leaves as one
+write, within the engine's step.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fastchat_serve.engine import Chunk, Sink
+from fastchat_serve.errors import DeadlineExceeded, ServeError
+from fastchat_serve.routes.answer import Reply
+from fastchat_serve.routes.errors import error_body
+from fastchat_serve.routes.exchange import MAX_BACKLOG_BYTES
+
+__all__ = ["DONE", "EventReply", "event"]
+
+DONE = b"data: [DONE]\n\n"
+"""OpenAI's mark at the end of a stream that went well."""
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+def event(value: msgspec.Struct) -> bytes:
+    """One event with `value` as its data."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+class EventReply(Reply):
+    """See the module."""
+
+    def sink(self, index: int) -> Sink:
+        return _EventSink(self, index)
+
+    def write(self, body: bytes, *, last: bool = False) -> None:
+        """Send events; the first go out with the head."""
+        outlet = self.exchange.outlet
+        if not outlet.started:
+            self.observation.first_token()
+            outlet.begin(200, (*_HEADERS, (b"x-request-id", self.exchange.id.encode())))
+        outlet.write(body, last=last)
+        if outlet.backlog_bytes > MAX_BACKLOG_BYTES and not last:
+            outlet.drop_backlog()
+            self.fail(DeadlineExceeded("The client did not read its stream.", code="slow_reader"))
+
+    def write_error(self, error: ServeError) -> None:
+        self.exchange.outlet.write(b"data: " + error_body(error) + b"\n\n", last=True)
+
+
+class _EventSink:
+    """One choice."""
+
+    __slots__ = ("_after", "_before", "_index", "_opened", "_reply", "_spliced")
+
+    def __init__(self, reply: EventReply, index: int) -> None:
+        self._reply, self._index = reply, index
+        template = reply.dialect.template(index)
+        self._spliced = template is not None
+        self._before, self._after = template or (b"", b"")
+        self._opened = False
+
+    def push(self, chunk: Chunk) -> None:
+        reply = self._reply
+        if reply.done:
+            return
+        if self._spliced and chunk.finish_reason is None and chunk.prompt is None:
+            text = chunk.text
+            body = self._before + _encode(text)[1:-1] + self._after if text else b""
+        else:
+            body = reply.dialect.events(self._index, chunk)
+        if body and not self._opened:
+            self._opened = True
+            body = reply.dialect.opening(self._index) + body
+        if chunk.finish_reason is not None and reply.finish_choice(self._index, chunk.usage):
+            reply.write(body + reply.dialect.closing([usage for usage in reply.usages if usage is not None]), last=True)
+            reply.complete()
+        elif body:
+            reply.write(body)
+
+    def end(self, error: Exception | None) -> None:
+        if error is not None:
+            self._reply.fail(error)

@@ -1,0 +1,153 @@
+"""Serve an application: the socket, uvicorn, signals, drain.
+
+The socket is bound before any engine is loaded, so that a port in use costs no waiting. The first
+SIGTERM or SIGINT drains: no new work, accepted work finishes within ``[server] drain_s``. The second
+ends at once, still with an error to every client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import anyio
+import uvicorn
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from fastchat_serve.app import Application
+from fastchat_serve.config import Server
+from fastchat_serve.errors import StartupError
+
+__all__ = ["HttpServer", "bind", "serve"]
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept; longer than the usual 60 s of proxies, so that they close first."""
+
+
+def bind(server: Server) -> socket.socket:
+    """A socket bound to ``[server] host`` and ``port``.
+
+    Raises:
+        StartupError: The address is taken, or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((server.host, server.port))
+    except OSError as error:
+        bound.close()
+        raise StartupError(
+            f"server.port: cannot listen on {server.host}:{server.port}: {error.strerror}. "
+            "Is another server running there? Set another port, or 0 for any free one."
+        ) from error
+    return bound
+
+
+class HttpServer:
+    """One application behind one bound socket."""
+
+    def __init__(self, application: Application, bound: socket.socket) -> None:
+        self._application, self._bound = application, bound
+        config = application.config.server
+        self._drain_s = config.drain_s
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                application.asgi,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=config.access_log,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=1,  # what was accepted has ended by then, see `drain`
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        host, port = self._bound.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def started(self) -> bool:
+        """All engines are loaded and requests are answered."""
+        return self._uvicorn.started
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Load the engines, and serve until `drain` or `stop`.
+
+        Raises:
+            StartupError: An engine could not be loaded.
+        """
+        self._uvicorn.on_started = task_status.started
+        with self._bound:
+            async with self._application.asgi.lifespan():
+                await self._uvicorn.serve(sockets=[self._bound])
+
+    async def drain(self) -> None:
+        """Take no new work, let accepted work finish for at most ``drain_s``, and end `run`."""
+        if not await self._application.drain(self._drain_s):
+            logger.warning("Work that was not done within %g s was cut off.", self._drain_s)
+        self._uvicorn.should_exit = True
+
+    def stop(self) -> None:
+        """End everything under way with an error that says so, and end `run`."""
+        self._application.expel()
+        self._uvicorn.should_exit = True
+
+
+async def serve(application: Application, bound: socket.socket) -> None:
+    """Serve until a signal says to stop. Raises `StartupError` if an engine could not be loaded."""
+    server = HttpServer(application, bound)
+    async with anyio.create_task_group() as listening:
+        await listening.start(_obey_signals, server, listening.cancel_scope)
+        async with anyio.create_task_group() as running:
+            await running.start(server.run)
+            logger.info("Serving %s at %s", ", ".join(application.registry.models), server.url)
+        listening.cancel_scope.cancel()
+    logger.info("Stopped.")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, with signals left to us."""
+
+    on_started: Callable[[], None]
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_started()
+
+
+async def _obey_signals(
+    server: HttpServer, everything: anyio.CancelScope, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
+) -> None:
+    draining = False
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async with anyio.create_task_group() as tasks:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if not server.started:
+                    logger.info("%s while loading: giving up.", name)
+                    everything.cancel()
+                elif not draining:
+                    draining = True
+                    logger.info("%s: finishing accepted work. Once more to stop at once.", name)
+                    tasks.start_soon(server.drain)
+                else:
+                    logger.warning("%s again: stopping now.", name)
+                    server.stop()

@@ -1,0 +1,203 @@
+"""A worker whose engine lives in this process and is driven by this event loop.
+
+It adds to an engine what every engine needs: slots and a bounded queue (`slots.py`), time limits and
+the proof of the contract (`job.py`), a life cycle, and drain.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from fastchat_serve.config import Timeouts
+from fastchat_serve.engine import (
+    ChatPrompt,
+    EmbedRequest,
+    Embeddings,
+    Engine,
+    EngineInfo,
+    EngineLoad,
+    GenerateRequest,
+    Handle,
+    Sink,
+    TextPrompt,
+)
+from fastchat_serve.errors import DeadlineExceeded, EngineError, Overloaded, ServeError, Unavailable
+from fastchat_serve.push import Pusher
+from fastchat_serve.worker.base import WorkerLoad, WorkerState
+from fastchat_serve.worker.job import Job, as_serve_error
+from fastchat_serve.worker.slots import Slots, Ticket
+
+__all__ = ["ABORT_GRACE_S", "LocalWorker"]
+
+ABORT_GRACE_S = 5.0
+"""An engine that has not let go of an aborted request after this long is taken for broken."""
+
+CHECK_INTERVAL_S = 0.1
+"""How often time limits are checked, and so how precisely they are kept."""
+
+
+class LocalWorker:
+    """See `base.Worker`. ``await tasks.start(worker.run)`` opens the engine; `stop` ends `run`.
+
+    Args:
+        engine: Not yet open.
+        names: What clients call the model.
+        concurrency: Slots: requests that generate at once.
+        queue: Requests that wait at most.
+        timeouts: Limits for every request; a request may ask for less.
+        tool_parser: Overrides what the engine says of its model.
+        abort_grace_s: How long an engine may take to let go of an aborted request.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        names: tuple[str, ...],
+        concurrency: int = 16,
+        queue: int = 64,
+        speed: float = 1.0,
+        timeouts: Timeouts | None = None,
+        tool_parser: str | None = None,
+        abort_grace_s: float = ABORT_GRACE_S,
+    ) -> None:
+        self.id = f"{names[0]}-{uuid.uuid4().hex[:8]}"
+        self.names, self.speed = names, speed
+        self.state = WorkerState.LOADING
+        self.reason = ""
+        """Why the worker failed, for the operator."""
+        self._engine = engine
+        self._timeouts = timeouts or Timeouts()
+        self._tool_parser = tool_parser
+        self._abort_grace_s = abort_grace_s
+        self._slots = Slots(concurrency, queue, time.monotonic)
+        self._jobs: set[Job] = set()
+        self._pusher: Pusher | None = None
+        self._stopping = anyio.Event()
+
+    # ---------------------------------------------------------------------------------- life cycle
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Keep the engine open until `stop`. It is started once it can serve.
+
+        Raises whatever the engine raises while it loads.
+        """
+        try:
+            async with self._engine as engine, anyio.create_task_group() as tasks:
+                self._pusher = Pusher(engine, tasks)
+                self.state = WorkerState.READY
+                tasks.start_soon(self._keep_limits)
+                task_status.started()
+                await self._stopping.wait()
+                self.expel(Unavailable("This worker is shutting down."))
+                with anyio.move_on_after(self._abort_grace_s):
+                    await self._slots.wait_idle()
+                tasks.cancel_scope.cancel()
+        except BaseException:
+            self.fail("The engine could not be opened, or broke off.")
+            raise
+        self.state = WorkerState.STOPPED
+
+    def stop(self) -> None:
+        """End `run`. What is still under way is told so and aborted: `drain` before."""
+        self._stopping.set()
+
+    async def drain(self) -> None:
+        """Take no new work, and return when all accepted work is done. The caller bounds the wait."""
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.DRAINING
+        await self._slots.wait_idle()
+
+    def expel(self, error: ServeError) -> None:
+        """End everything under way with `error`."""
+        for job in list(self._jobs):
+            job.give_up(error)
+
+    def fail(self, reason: str) -> None:
+        """Take this worker out of service."""
+        self.state, self.reason = WorkerState.FAILED, reason
+        self.expel(EngineError("The engine that worked on this request failed."))
+        for job in list(self._jobs):
+            job.forget()
+
+    async def _keep_limits(self) -> None:
+        while True:
+            await anyio.sleep(CHECK_INTERVAL_S)
+            now = time.monotonic()
+            if not all([job.check(now, self._abort_grace_s) for job in list(self._jobs)]):
+                self.fail(f"The engine did not let go of an aborted request within {self._abort_grace_s:g} s.")
+
+    # ------------------------------------------------------------------------------------- serving
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    @property
+    def queue_length(self) -> int:
+        return self._slots.running + self._slots.waiting
+
+    @property
+    def tool_parser(self) -> str:
+        return self.info.tool_parser if self._tool_parser is None else self._tool_parser
+
+    def load(self) -> WorkerLoad:
+        slots = self._slots
+        engine = EngineLoad() if self._pusher is None else self._engine.current_load()
+        return WorkerLoad(slots.running, slots.waiting, slots.count, slots.queue_limit, engine)
+
+    def start(self, request: GenerateRequest, sink: Sink) -> Handle:
+        job = Job(
+            request,
+            sink,
+            start=self._ready().start,
+            slots=self._slots,
+            timeouts=self._timeouts,
+            clock=time.monotonic,
+            let_go=self._jobs.discard,
+        )
+        self._jobs.add(job)
+        try:
+            job.accept()
+        except Overloaded:
+            self._jobs.discard(job)
+            raise
+        return job
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        self._ready()
+        granted = anyio.Event()
+        ticket = Ticket(granted.set)
+        limits_s = [limit for limit in (request.timeout_s, self._timeouts.total_s) if limit is not None]
+        self._slots.acquire(ticket)
+        try:
+            with anyio.fail_after(min(limits_s, default=None)):
+                with anyio.fail_after(self._timeouts.queue_s):
+                    await granted.wait()
+                return await self._engine.embed(request)
+        except TimeoutError as error:
+            raise DeadlineExceeded("The request was not done within its time limit.") from error
+        except Exception as error:  # the boundary to foreign code
+            raise as_serve_error(error, request.id) from error
+        finally:
+            self._slots.release(ticket)
+
+    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
+        self._ready()
+        return await self._engine.tokenize(prompt)
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        self._ready()
+        return await self._engine.detokenize(token_ids)
+
+    def _ready(self) -> Pusher:
+        if self.state is not WorkerState.READY or self._pusher is None:
+            raise Unavailable(
+                f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.", retry_after_s=1.0
+            )
+        return self._pusher

@@ -1,0 +1,61 @@
+"""Fixtures for all tests: a real server on a real socket, in the test's own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+import pytest
+from blockbuster import blockbuster_ctx
+
+from fastchat_serve.app import Application
+from fastchat_serve.configfile.load import load_config
+from fastchat_serve.plugins import Plugins
+from fastchat_serve.server import HttpServer, bind
+
+Serving = Callable[..., AbstractAsyncContextManager[HttpServer]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """A blocking call of ours on the event loop fails the test that made it."""
+    with blockbuster_ctx("fastchat_serve"):
+        yield
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """``async with serving(toml) as server:`` serves that config at ``server.url``, on a free port."""
+
+    @asynccontextmanager
+    async def serving(toml: str, plugins: Plugins | None = None) -> AsyncIterator[HttpServer]:
+        path = tmp_path_factory.mktemp("config") / "config.toml"
+        path.write_text(toml)
+        config = load_config(path, overrides=["server.port=0"], environ={})
+        application = Application(config, plugins)
+        server = HttpServer(application, bind(config.server))
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(60):
+                await tasks.start(server.run)
+            try:
+                yield server
+            finally:
+                server.stop()
+
+    return serving
+
+
+ECHO = """
+[controller]
+[api]
+[[worker]]
+backend = "echo"
+names = ["echo"]
+"""
+"""The smallest config."""
