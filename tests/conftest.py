@@ -35,11 +35,13 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
 
     @asynccontextmanager
     async def serving(toml: str, plugins: Plugins | None = None) -> AsyncIterator[HttpServer]:
-        path = tmp_path_factory.mktemp("config") / "config.toml"
-        path.write_text(toml)
-        config = load_config(path, overrides=["server.port=0"], environ={})
-        application = Application(config, plugins)
-        server = HttpServer(application, bind(config.server))
+        def build() -> HttpServer:
+            path = tmp_path_factory.mktemp("config") / "config.toml"
+            path.write_text(toml)
+            config = load_config(path, overrides=["server.port=0"], environ={})
+            return HttpServer(Application(config, plugins), bind(config.server))
+
+        server = await anyio.to_thread.run_sync(build)
         async with anyio.create_task_group() as tasks:
             with anyio.fail_after(60):
                 await tasks.start(server.run)

@@ -173,9 +173,8 @@ class Application:
             raise
         except Exception as error:  # the boundary to foreign code
             if not started.done:
-                raise StartupError(
-                    f"Worker {worker.names[0]!r} (backend {config.backend!r}) could not start: {type(error).__name__}: {error}"
-                ) from error
+                what = f"Worker {worker.names[0]!r} (backend {config.backend!r})"
+                raise StartupError(f"{what} could not start: {type(error).__name__}: {error}") from error
             logger.exception("Worker %s broke.", worker.id)
 
 
@@ -204,7 +203,8 @@ def log_progress(stage: str, fraction: float | None = None) -> None:
 def _require_one_process(config: Config) -> None:
     if config.controller is None or config.api is None or not config.worker:
         raise StartupError(
-            "Roles in several processes are not built yet: this version needs [controller], [api] and [[worker]] in one file."
+            "Roles in several processes are not built yet: "
+            "this version needs [controller], [api] and [[worker]] in one file."
         )
 
 

@@ -91,7 +91,7 @@ class Server(_Table, frozen=True, kw_only=True):
     access_log: bool = False
     """Log one line per request."""
     allowed_hosts: tuple[HostName, ...] = ()
-    """`Host` headers to answer, compared exactly. Empty: loopback names and `host`. "*": all."""
+    """`Host` headers to answer, compared exactly; "*": all. Empty: loopback names, or all beyond loopback."""
     cors_origins: tuple[Origin, ...] = ()
     """Web origins whose pages may call the API. Empty: none but the server's own."""
 

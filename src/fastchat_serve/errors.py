@@ -134,7 +134,9 @@ class ContextOverflow(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, limit: int, prompt_tokens: int, max_tokens: int | None = None, param: str = "messages") -> None:
+    def __init__(
+        self, *, limit: int, prompt_tokens: int, max_tokens: int | None = None, param: str = "messages"
+    ) -> None:
         wanted = f"{prompt_tokens} in the prompt" + (f" and {max_tokens} for the answer" if max_tokens else "")
         super().__init__(
             f"This model's maximum context length is {limit} tokens, but the request needs "

@@ -24,7 +24,7 @@ from fastchat_serve.hookspecs import GROUP, EngineFactory, NoOptions, ToolParser
 from fastchat_serve.policy import Policy
 from fastchat_serve.text.tools import TOOL_PARSERS
 
-__all__ = ["ACCEPTED_CONTRACTS", "Backend", "PluginReport", "Plugins", "installed", "inspect"]
+__all__ = ["ACCEPTED_CONTRACTS", "Backend", "PluginReport", "Plugins", "inspect", "installed"]
 
 ACCEPTED_CONTRACTS = range(1, CONTRACT + 1)
 """The contract numbers that this server can drive."""

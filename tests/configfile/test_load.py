@@ -399,6 +399,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     revision: str | None = None
     adapters: Mapping[str, Path] = {}
     memory: dict[str, Annotated[int, Meta(ge=0)]] = {}
+    layers: dict[int, str] = {}
     cache: Cache | None = None
     tags: tuple[str, ...] = ()
 
@@ -412,10 +413,13 @@ def options(load: Load, text: str) -> Options:
 
 
 def test_options_are_typed_by_the_backends_struct(load: Load, tmp_path: Path) -> None:
-    typed = options(load, 'device = "cuda"\nblocks = 7\ncache.size = 3\nadapters = { a = "lora" }\ntags = ["x"]')
+    typed = options(
+        load, 'device = "cuda"\nblocks = 7\ncache.size = 3\nadapters = { a = "lora" }\nlayers.3 = "cpu"\ntags = ["x"]'
+    )
 
-    cache = Cache(size=3)
-    assert typed == Options(device="cuda", blocks=7, cache=cache, adapters={"a": tmp_path / "lora"}, tags=("x",))
+    assert typed == Options(
+        device="cuda", blocks=7, cache=Cache(size=3), adapters={"a": tmp_path / "lora"}, layers={3: "cpu"}, tags=("x",)
+    )
 
 
 def test_a_worker_without_options_has_the_backends_defaults(load: Load) -> None:
@@ -433,6 +437,7 @@ def test_a_worker_without_options_has_the_backends_defaults(load: Load) -> None:
         ("[worker.options.cache]\nsize = 'x'", 7, 8, "cache.size", "not a string"),
         ("cache = 5", 6, 9, "cache", "expected a table, not 5"),
         ("memory = { cpu = 1, '0' = -1 }", 6, 27, "memory.0", "an integer of at least 0, not -1"),
+        ("layers.first = 'cpu'", 6, 1, "layers", "Expected `int`, got `str` - at `key`"),
         ("adapters.a = 5", 6, 14, "adapters.a", "a string, not a number"),
         ("tags = ['a', 5]", 6, 14, "tags.1", "a string, not 5"),
         ("revision = 1", 6, 12, "revision", "a string, not 1"),
@@ -450,11 +455,11 @@ def test_wrong_options_are_refused_at_their_place(
 
 # --------------------------------------------------------------------------------------- robustness
 
-SCRAPS = st.sampled_from(
-    """[server] [[worker]] [api] [controller] port backend model names options keys_file controllers plugins
-    = . , { } [ ] " ' 'echo' true 1 -1 inf nan 1979-05-27 ${A} ${ # \\ ~ ../ http://[ http://a:b""".split()
-    + [" ", "\n", "\r", "\0", "\ufeff", '""" ', "'''"]  # noqa: RUF005
-)
+WORDS = """
+    [server] [[worker]] [api] [controller] port backend model names options keys_file controllers plugins
+    = . , { } [ ] " ' 'echo' true 1 -1 inf nan 1979-05-27 ${A} ${ # \\ ~ ../ http://[ http://a:b
+"""
+SCRAPS = st.sampled_from([*WORDS.split(), " ", "\n", "\r", "\0", "\ufeff", '"""', "'''"])
 TEXTS = st.one_of(st.lists(SCRAPS, max_size=40).map("".join), st.text(max_size=60))
 
 

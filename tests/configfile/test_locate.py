@@ -38,7 +38,8 @@ def values(draw: st.DrawFn, depth: int = 2) -> str:
     kind = draw(st.sampled_from(["scalar", "scalar", "list", "table"])) if depth else "scalar"
     if kind == "list":
         items = [draw(BREAK) + draw(values(depth - 1)) + draw(BREAK) for _ in range(draw(st.integers(0, 3)))]
-        return "[" + ",".join(items) + ("," if items and draw(st.booleans()) else "") + draw(BREAK) + "]"
+        last_comma = "," if draw(st.booleans()) and items else ""
+        return "[" + ",".join(items) + last_comma + draw(BREAK) + "]"
     if kind == "table":
         names = draw(st.lists(NAMES, max_size=3, unique=True))
         return "{" + ",".join([draw(pairs(name, depth - 1)) for name in names]) + " }"

@@ -57,6 +57,13 @@ def test_an_incomplete_character_is_held_back_until_it_is_complete(byte_level: A
     assert detokenizer.feed(last) == "😀"
 
 
+def test_special_tokens_inside_a_character_do_not_break_it(byte_level: Any) -> None:
+    spelling = {byte: token_id for token_id, byte in bytes_by_id(byte_level).items() if len(byte) == 1}
+    first, *rest = (spelling[bytes([byte])] for byte in "😀".encode())
+
+    assert streamed(byte_level, [first, *[byte_level.token_to_id("<|end|>")] * 40, *rest]) == "😀"
+
+
 def test_an_answer_that_ends_within_a_character_shows_that(byte_level: Any) -> None:
     detokenizer = Detokenizer(byte_level)
 

@@ -102,6 +102,7 @@ def test_a_message_that_only_calls_has_no_text() -> None:
 
 
 def test_white_space_next_to_calls_is_not_text() -> None:
+    assert parsed(f"\n {CALL}\nDone.")[0] == "Done."
     assert parsed(f"Let me look.\n{CALL}\n{OTHER}\n")[0] == "Let me look."
 
 

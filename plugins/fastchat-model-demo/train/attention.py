@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-SHORT: Final = 320
+SHORT: Final = 448
 NAME: Final = "short_rows"
 
 

@@ -71,7 +71,7 @@ SPECIAL: Final[Mapping[str, tuple[Callable[[Draw], Conversation], float]]] = {
 def talk(draw: Draw) -> Conversation:
     """One to many exchanges, some of them remembering earlier ones."""
     messages: list[Message] = []
-    for _ in range(draw.rng.choices((1, 2, 3, 5, 9, 16), (52, 22, 12, 8, 4, 2))[0]):
+    for _ in range(draw.rng.choices((1, 2, 3, 5, 9, 16), (60, 25, 9, 4, 1.5, 0.5))[0]):
         if draw.chance(0.22):
             makers, weights = zip(*REMEMBERING.values(), strict=True)
             chosen: Exchange = draw.rng.choices(makers, weights)[0]

@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
     for column in ("model", "names", "backend", "slots", "queue"):
         table.add_column(column)
     for worker in config.worker:
-        table.add_row(
-            worker.model, ", ".join(worker.names), worker.backend, str(worker.concurrency), str(worker.queue)
-        )
+        table.add_row(worker.model, ", ".join(worker.names), worker.backend, str(worker.concurrency), str(worker.queue))
     Console().print(table)
     return 0
 

@@ -99,12 +99,12 @@ class Decoder:
             raise NotImplementedError(f"{kind} cannot be used in a config")
 
         try:
-            return msgspec.convert(value, annotation, dec_hook=read_custom)
+            return msgspec.convert(value, annotation, str_keys=True, dec_hook=read_custom)
         except ValidationError as error:
             complaint = _complaint(value, annotation, error)
         if place.text is not None and path in self._places.values and not isinstance(value, dict | list):
             with suppress(ValidationError):  # an override such as token=123 is a number only by its looks
-                return msgspec.convert(place.text, annotation, dec_hook=read_custom)
+                return msgspec.convert(place.text, annotation, str_keys=True, dec_hook=read_custom)
         return self._note(path, complaint)
 
     def _note(self, path: KeyPath, problem: str, part: Literal["key", "value"] = "value") -> object:
@@ -140,8 +140,8 @@ def _complaint(value: Any, annotation: Any, error: ValidationError) -> str:
     """`error` in the words of TOML."""
     if isinstance(error.__cause__, ValueError):
         return str(error.__cause__)  # from a type of ours, or the last word of a Struct about itself
-    if " - at `$" in str(error):
-        return str(error)  # inside a union of tables, where only msgspec knows which one it tried
+    if " - at `" in str(error):
+        return str(error)  # a key of another type, or inside a union of tables: only msgspec knows what it tried
     if isinstance(value, str) and (known := choices(annotation)):
         return f"expected {what_is_expected(annotation)}.{nearest(value, known)}"
     return f"expected {what_is_expected(annotation)}, not {what_it_is(value, annotation)}."

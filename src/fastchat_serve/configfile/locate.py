@@ -43,9 +43,9 @@ class Spots(Struct, frozen=True):
 
 
 def locate(text: str) -> Spots:
-    """Find the places in `text`, whose line ends are ``\\n``. Raises `RecursionError` as `tomllib` does."""
+    """Find the places in `text`, whose line ends are ``\\n``."""
     scanner = _Scanner(text)
-    with suppress(_Lost):  # then what was found so far is what there is to say
+    with suppress(_Lost, RecursionError):  # then what was found so far is what there is to say
         scanner.document()
     line_starts = list(accumulate((len(line) + 1 for line in text.split("\n")), initial=0))
 

@@ -10,8 +10,8 @@ from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import (
     Capability,
     ChatPrompt,
-    EmbedRequest,
     Embeddings,
+    EmbedRequest,
     GenerateRequest,
     Handle,
     Sink,

@@ -18,7 +18,7 @@ import math
 import re
 import struct
 from collections.abc import AsyncGenerator, Iterator
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from typing import Annotated, Literal, Self
 from zlib import crc32
 
@@ -29,8 +29,8 @@ from fastchat_serve.engine import (
     Capability,
     ChatPrompt,
     Chunk,
-    EmbedRequest,
     Embeddings,
+    EmbedRequest,
     EngineInfo,
     EngineLoad,
     GenerateRequest,
@@ -187,7 +187,9 @@ class _Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = StopStrings(sampling.stop)
         self._count = 0
-        self._echo = _echo(prompt, prompt_pieces, request) if request.echo or request.prompt_logprobs is not None else None
+        self._echo = (
+            _echo(prompt, prompt_pieces, request) if request.echo or request.prompt_logprobs is not None else None
+        )
         for _ in request.resume_token_ids[: self._length]:
             self._stop.feed(self._decoder.decode(next(self._tokens)))
             self._count += 1
@@ -317,7 +319,7 @@ def _pieces(data: bytes, options: EchoOptions) -> Iterator[bytes]:
     """The tokens of `data`; together they are `data` again."""
     if options.cuts:
         edges = [0, *sorted({cut for cut in options.cuts if 0 < cut < len(data)}), len(data)]
-        return (data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b)
+        return (data[a:b] for a, b in pairwise(edges) if a < b)
     if options.split == "byte":
         return (data[i : i + 1] for i in range(len(data)))
     pattern = _WORDS if options.split == "word" else _CHARACTERS

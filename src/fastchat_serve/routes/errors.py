@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import msgspec
 from litestar import Request, Response
@@ -21,6 +22,8 @@ from fastchat_serve.errors import (
 from fastchat_serve.routes.exchange import Header, request_id
 
 __all__ = ["EXCEPTION_HANDLERS", "error_body", "error_headers"]
+
+_Request = Request[Any, Any, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +49,17 @@ def error_headers(error: ServeError) -> list[Header]:
     return headers
 
 
-def _render(request: Request[object, object, object], error: ServeError) -> Response[bytes]:
+def _render(request: _Request, error: ServeError) -> Response[bytes]:
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
     headers["x-request-id"] = request_id(request.scope)
     return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
 
 
-def _serve_error(request: Request[object, object, object], error: ServeError) -> Response[bytes]:
+def _serve_error(request: _Request, error: ServeError) -> Response[bytes]:
     return _render(request, error)
 
 
-def _http_error(request: Request[object, object, object], error: HTTPException) -> Response[bytes]:
+def _http_error(request: _Request, error: HTTPException) -> Response[bytes]:
     """What Litestar raises by itself: unknown routes, wrong methods, bad parameters."""
     match error.status_code:
         case 404:
@@ -74,7 +77,7 @@ def _http_error(request: Request[object, object, object], error: HTTPException) 
     return _render(request, ours)
 
 
-def _unexpected(request: Request[object, object, object], error: Exception) -> Response[bytes]:
+def _unexpected(request: _Request, error: Exception) -> Response[bytes]:
     logger.error("Request %s failed unexpectedly.", request_id(request.scope), exc_info=error)
     return _render(request, _Unexpected("The server failed on this request. Its log says why, under the request's id."))
 

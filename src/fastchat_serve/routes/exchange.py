@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -70,7 +70,8 @@ class Outlet:
         self._pending.clear()
         self.backlog_bytes = 0
 
-    def _drive(self, sending: Coroutine[Any, Any, None]) -> None:
+    def _drive(self, sending: Awaitable[None]) -> None:
+        assert isinstance(sending, Coroutine)  # as in uvicorn; other servers' awaitables would need wrapping
         try:
             waits_for = sending.send(None)
         except StopIteration:

@@ -24,7 +24,7 @@ def hot_post(path: str, handle: Callable[[Exchange], Awaitable[None]], opt: dict
 
     @asgi(path, copy_scope=False, opt=opt)
     async def handler(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
+        if scope["method"] != "POST":  # type: ignore[typeddict-item]
             raise MethodNotAllowed(f"{path} answers POST only.")
         await handle(Exchange(scope, receive, send))
 

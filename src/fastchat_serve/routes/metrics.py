@@ -109,7 +109,7 @@ class _Children:
 class Observation:
     """One request's figures. `finish` counts once; later calls do nothing."""
 
-    __slots__ = ("_arrived_s", "_children", "_first_s", "_finished")
+    __slots__ = ("_arrived_s", "_children", "_finished", "_first_s")
 
     def __init__(self, children: _Children) -> None:
         self._children = children

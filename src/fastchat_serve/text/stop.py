@@ -33,7 +33,7 @@ class StopStrings:
             raise InvalidRequest("A stop string must not be empty.", param="stop")
         self.matched: str | None = None
         self.remainder = ""
-        self._stops = _without_extensions(sorted(stops))
+        self._stops = sorted(stops)
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._root = _Node(low=0, high=len(self._stops), depth=0)
         self._node = self._root
@@ -61,7 +61,7 @@ class StopStrings:
         return self._release(held_before, text, until=end - self._node.depth)
 
     def flush(self) -> str:
-        """The text held back, for an answer that has ended without this stop string's help.
+        """The text held back, for an answer that has ended otherwise.
 
         Sets `matched` if a stop string was complete and only waited for one that started before it.
         """
@@ -134,13 +134,13 @@ class StopStrings:
 
     def _extend(self, node: _Node, char: str) -> _Node | None:
         """A new child of `node`, or None if no stop string goes on with `char` there."""
+        if node.stop is not None:
+            return None  # a shorter stop string wins over those that begin with it
         depth = node.depth
 
         def char_here(stop: str) -> str:
             return stop[depth]
 
-        if node.stop is not None:
-            return None
         low = bisect_left(self._stops, char, node.low, node.high, key=char_here)
         if low == node.high or self._stops[low][depth] != char:
             return None
@@ -172,12 +172,3 @@ class _Match(NamedTuple):
     start: int
     """Characters of the answer before it."""
     stop: str
-
-
-def _without_extensions(stops: Sequence[str]) -> list[str]:
-    """Sorted `stops` without those that begin with another one: the shorter always wins."""
-    kept: list[str] = []
-    for stop in stops:
-        if not kept or not stop.startswith(kept[-1]):
-            kept.append(stop)
-    return kept

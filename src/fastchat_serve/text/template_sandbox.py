@@ -163,11 +163,7 @@ def _size(value: object) -> int:
 def _weave_in_meter(tree: nodes.Template) -> None:
     """Count passes at the head of every body that can run more than once, and characters wherever text is written."""
     loops = list(tree.find_all(nodes.For))
-    repeatable: list[nodes.For | nodes.Macro | nodes.CallBlock] = [
-        *loops,
-        *tree.find_all(nodes.Macro),
-        *tree.find_all(nodes.CallBlock),
-    ]
+    repeatable: list[nodes.For | nodes.Macro] = [*loops, *tree.find_all(nodes.Macro)]
     for block in repeatable:
         block.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(None), _STEP)))
     for loop in loops:

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from fastchat_serve.engine import (
     ChatPrompt,
-    EmbedRequest,
     Embeddings,
+    EmbedRequest,
     EngineInfo,
     EngineLoad,
     GenerateRequest,

@@ -157,10 +157,10 @@ class Job:
                 return DeadlineExceeded(f"No slot was free within {limits.queue_s:g} s.", code="queue_timeout")
         elif self._last_at is None:
             if limits.first_token_s is not None and now - self._began_at > limits.first_token_s:
-                return DeadlineExceeded(
-                    f"No token came within {limits.first_token_s:g} s.", code="first_token_timeout"
-                )
-        elif limits.between_tokens_s is not None and not self._finished and now - self._last_at > limits.between_tokens_s:
+                return DeadlineExceeded(f"No token came within {limits.first_token_s:g} s.", code="first_token_timeout")
+        elif (
+            limits.between_tokens_s is not None and not self._finished and now - self._last_at > limits.between_tokens_s
+        ):
             return DeadlineExceeded(
                 f"No further token came within {limits.between_tokens_s:g} s.", code="between_tokens_timeout"
             )

@@ -16,8 +16,8 @@ from anyio.abc import TaskStatus
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import (
     ChatPrompt,
-    EmbedRequest,
     Embeddings,
+    EmbedRequest,
     Engine,
     EngineInfo,
     EngineLoad,
@@ -129,7 +129,8 @@ class LocalWorker:
         while True:
             await anyio.sleep(CHECK_INTERVAL_S)
             now = time.monotonic()
-            if not all([job.check(now, self._abort_grace_s) for job in list(self._jobs)]):
+            obeyed = [job.check(now, self._abort_grace_s) for job in list(self._jobs)]
+            if not all(obeyed):
                 self.fail(f"The engine did not let go of an aborted request within {self._abort_grace_s:g} s.")
 
     # ------------------------------------------------------------------------------------- serving

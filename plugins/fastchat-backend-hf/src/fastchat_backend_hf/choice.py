@@ -19,14 +19,16 @@ class ChoiceConstraint:
     """One answer's way through the options."""
 
     def __init__(self, options: Sequence[str], tokens: TokensByBytes, end_ids: Collection[int]) -> None:
-        """`end_ids` end an option that is the beginning of another. Raises `Unsupported` for what cannot be written."""
+        """`end_ids` end an option that is the beginning of another. Raises `Unsupported`."""
         self._tokens = tokens
         self._longest = max(map(len, tokens), default=0)
         self._end_ids = sorted(end_ids)
         self._open = [_Option(option.encode(), tokens, self._longest) for option in dict.fromkeys(options)]
         for number, option in enumerate(self._open):
             if not option.reachable[0]:
-                raise Unsupported(f"The tokens of this model cannot write option {number} of the choice.", param="choice")
+                raise Unsupported(
+                    f"The tokens of this model cannot write option {number} of the choice.", param="choice"
+                )
         self._written = 0
         self._ended = False
         self._next = self._pieces()

@@ -27,7 +27,7 @@ def model_context_length(text_config: Any, tokenizer_limit: int | None, *, encod
 
 
 def _scaled(limit: int, rope: Any) -> int:
-    """Position interpolation stretches what the config states; the newer kinds state the stretched length themselves."""
+    """Position interpolation stretches what the config states; newer kinds state the stretched length."""
     if not isinstance(rope, dict) or not isinstance(rope.get("factor"), int | float):
         return limit
     kind, factor = rope.get("rope_type"), float(rope["factor"])

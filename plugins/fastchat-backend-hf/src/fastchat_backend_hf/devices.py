@@ -44,7 +44,7 @@ def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> t
 
 
 def pick_threads(wanted: int) -> int:
-    """Threads for torch on a CPU. One core is left for the event loop: two that fight for a core are slower than one."""
+    """Threads for torch on a CPU. One core is left to the event loop: two that share one are slower than one alone."""
     if wanted:
         return wanted
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():

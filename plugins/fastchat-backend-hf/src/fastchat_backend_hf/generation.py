@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
+from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError, TokenLogprob
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -96,7 +96,9 @@ class Generation:
 
     def _finish_complete(self) -> None:
         """End what needs no token: ``max_tokens = 0``, or resumed after its last one."""
-        for sequence in self._scheduler.remove_waiting(lambda sequence: sequence.scored and sequence.finish_reason is not None):
+        for sequence in self._scheduler.remove_waiting(
+            lambda sequence: sequence.scored and sequence.finish_reason is not None
+        ):
             self._news.append(News(sequence.stream, sequence.finish(), ended=True))
 
     def _decode(self) -> Tensor | None:
@@ -159,7 +161,7 @@ class Generation:
     def _score(self, sequence: TokenSequence) -> Tensor:
         """Begin a row and attach the log-probabilities of its prompt to its echo."""
         assert sequence.echo is not None
-        entries = [None]
+        entries: list[TokenLogprob | None] = [None]
         after = sequence.prompt[1:]
         block = torch.empty(0)
         for block in self._runner.score(Context(sequence.prompt, sequence.answer)):

@@ -47,7 +47,7 @@ class Span:
         self.first, self.count, self.start, self.length, self.lengths = first, count, start, length, lengths
 
 
-class _SlotLayer(CacheLayerMixin):
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not annotated
     """Keys and values of one layer."""
 
     is_sliding = False
@@ -93,6 +93,10 @@ class _SlotLayer(CacheLayerMixin):
         grown[:rows, :, :columns] = cells[:rows, :, :columns]
         return grown
 
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized, self.shape = False, (0, 0)
+
     def get_seq_length(self) -> int:
         return self._span.start
 
@@ -103,7 +107,7 @@ class _SlotLayer(CacheLayerMixin):
         return -1
 
 
-class KvCache(Cache):
+class KvCache(Cache):  # type: ignore[misc]
     """The cache given to the model. Every forward pass is preceded by ``span.place``."""
 
     def __init__(self, *, layers: int, max_rows: int, max_columns: int, budget_tokens: int) -> None:
@@ -148,8 +152,7 @@ class KvCache(Cache):
         """Give the memory back."""
         self._shape = (0, 0)
         for layer in self._slots():
-            layer.keys = layer.values = None
-            layer.is_initialized, layer.shape = False, (0, 0)
+            layer.reset()
 
     @property
     def bytes_per_token(self) -> int:

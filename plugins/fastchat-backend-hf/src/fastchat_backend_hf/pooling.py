@@ -32,7 +32,9 @@ def read_pooling(folder: Path) -> Pooling:
     wanted = {mode for flag, mode in _FLAGS.items() if config.get(flag)}
     wanted |= {_MODES[name] for name in (config.get("pooling_mode"),) if name in _MODES}
     if len(wanted) != 1:
-        raise StartupError("this embedding model pools in a way that the hf backend does not; set `pooling` to override")
+        raise StartupError(
+            "this embedding model pools in a way that the hf backend does not; set `pooling` to override"
+        )
     return wanted.pop()
 
 

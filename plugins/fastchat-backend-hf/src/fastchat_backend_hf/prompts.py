@@ -116,7 +116,9 @@ class Prompts:
             self._check_ids("input", prompt.token_ids)
             ids = list(prompt.token_ids)[: limit if truncate else None]
         elif truncate:
-            encoding = self._tokenizer.encode(prompt.text[: limit * self._vocabulary.longest_token], add_special_tokens=False)
+            encoding = self._tokenizer.encode(
+                prompt.text[: limit * self._vocabulary.longest_token], add_special_tokens=False
+            )
             encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
             ids = self._tokenizer.post_process(encoding, None, True).ids
         else:

@@ -17,9 +17,7 @@ def quantizer(name: Quantization, dtype: torch.dtype) -> Any:
     """The config object for ``from_pretrained``. Raises `StartupError` if the library is missing."""
     library = name.partition("-")[0]
     if importlib.util.find_spec(library) is None:
-        raise StartupError(
-            f"quantization {name!r} needs {library}: pip install 'fastchat-backend-hf[{library}]'"
-        )
+        raise StartupError(f"quantization {name!r} needs {library}: pip install 'fastchat-backend-hf[{library}]'")
     if name == "torchao-int8":
         from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig

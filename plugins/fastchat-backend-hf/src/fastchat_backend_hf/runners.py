@@ -165,7 +165,12 @@ class BatchRunner:
         if keep is not None and "logits_to_keep" in self._accepts:
             options["logits_to_keep"] = keep
         out = self._model(
-            input_ids=tokens, attention_mask=mask, past_key_values=self._cache, use_cache=True, return_dict=True, **options
+            input_ids=tokens,
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            return_dict=True,
+            **options,
         )
         logits: Tensor = out.logits
         return logits if keep is None or "logits_to_keep" in self._accepts else logits[:, keep]

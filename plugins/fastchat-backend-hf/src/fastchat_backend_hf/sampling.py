@@ -26,6 +26,12 @@ __all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
 
 _NOT_FINITE = -1
 
+_LEAST_TEMPERATURE = 1e-6
+"""Smaller ones could make a quotient infinite; the draw is as good as greedy here already."""
+
+_LIKELY_ENOUGH = 512
+"""Tokens looked at first for top-p: they nearly always hold the wanted share, and sorting all takes long."""
+
 
 class Alternatives(NamedTuple):
     """Log-probabilities at one position, before temperature and filters."""
@@ -93,7 +99,8 @@ class Sampler:
         ]
 
     def _forbid_stop_tokens(self, logits: Tensor) -> None:
-        rows, columns = [], []
+        rows: list[int] = []
+        columns: list[int] = []
         for i in self._guarded:
             row = self._rows[i]
             if len(row.answer) < row.request.sampling.min_tokens and row.constraint is None:
@@ -103,7 +110,8 @@ class Sampler:
             logits[rows, columns] = -torch.inf
 
     def _allow_constrained(self, logits: Tensor) -> None:
-        rows, columns = [], []
+        rows: list[int] = []
+        columns: list[int] = []
         for i in self._constrained:
             constraint = self._rows[i].constraint
             allowed = constraint.allowed() if constraint is not None else ()
@@ -200,47 +208,53 @@ class _Filters:
     """Temperature, top-k, top-p, min-p and the draw, for rows that are not greedy."""
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
-        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-        # float32 must hold the inverse
-        self._temperature = column([max(param.temperature, 1e-6) for param in params])
-        self._max_k = 0 if any(param.top_k == 0 for param in params) else max(param.top_k for param in params)
-        self._top_k = column([param.top_k for param in params], torch.long)
-        self._any_top_k = any(param.top_k > 0 for param in params)
-        # Above 1, so that rounding cannot cut off what a row without top-p may draw.
-        self._top_p = column([param.top_p if param.top_p < 1 else 2.0 for param in params])
-        self._any_top_p = any(param.top_p < 1 for param in params)
+        self._temperature = column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])
+        # Off is infinite for both: then no count, and no share that rounding makes 1.0000001, is over it.
+        self._top_k = column([param.top_k or torch.inf for param in params])
+        self._top_p = column([param.top_p if param.top_p < 1 else torch.inf for param in params])
         self._min_p = column([param.min_p for param in params])
+        self._largest_k = max(param.top_k for param in params)
+        self._any_top_k = self._largest_k > 0
+        self._any_top_p = any(param.top_p < 1 for param in params)
         self._any_min_p = any(param.min_p > 0 for param in params)
         self._precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
     def draw(self, logits: Tensor, chances: Tensor) -> Tensor:
         """Token ids ``[rows]`` from `logits` ``[rows, vocabulary]`` and a uniform number in [0, 1) each."""
-        # Shifted first: a tiny temperature must not overflow.
+        # Shifted first, so that a small temperature does not overflow; the largest weight is 1.
         logits = (logits - logits.amax(-1, keepdim=True)) / self._temperature
-        if self._any_top_k or self._any_top_p:
-            logits = logits.masked_fill(logits < self._threshold(logits), -torch.inf)
         weights = logits.exp()
+        if self._any_top_k or self._any_top_p:
+            weights = weights.where(weights >= self._least_weight(weights), 0)
         if self._any_min_p:
-            weights = weights.where(weights >= self._min_p, 0)  # the largest weight is 1
-        cumulated = weights.to(self._precise).cumsum(-1)
+            weights = weights.where(weights >= self._min_p, 0)
+        cumulated = weights.cumsum(-1, dtype=self._precise)
         # Below 1 in this precision too, or the last token could be drawn against its weight of zero.
         chances = chances.to(logits.device, self._precise).clamp_(max=1 - torch.finfo(self._precise).eps)
         aims = chances[:, None] * cumulated[:, -1:]
         return torch.searchsorted(cumulated, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
-    def _threshold(self, logits: Tensor) -> Tensor:
-        """The smallest logit that top-k and top-p leave, ``[rows, 1]``; ties with it stay too."""
-        size = min(self._max_k or logits.shape[1], logits.shape[1])
-        ordered = logits.topk(size).values if size < logits.shape[1] else logits.sort(-1, descending=True).values
-        last = torch.where(self._top_k > 0, self._top_k, size).clamp_(max=size) - 1
-        if self._any_top_p:
-            within = torch.arange(size, device=logits.device) <= last
-            shares = ordered.masked_fill(~within, -torch.inf).softmax(-1)
-            kept = (shares.cumsum(-1) - shares < self._top_p).sum(-1, keepdim=True)
-            last = torch.minimum(last, kept.clamp_(min=1) - 1)
-        return ordered.gather(-1, last)
+    def _least_weight(self, weights: Tensor) -> Tensor:
+        """The smallest weight that top-k and top-p leave in each row, ``[rows, 1]``; ties with it stay too."""
+        vocabulary = weights.shape[1]
+        size = min(max(self._largest_k, _LIKELY_ENOUGH), vocabulary)
+        total = weights.sum(-1, keepdim=True)
+        while True:
+            ordered = weights.topk(size).values if size < vocabulary else weights.sort(-1, descending=True).values
+            rank = torch.arange(size, device=weights.device)
+            in_k = ordered.where(rank < self._top_k, 0)
+            before = in_k.cumsum(-1) - in_k
+            mass = torch.where(self._top_k.isinf(), total, in_k.sum(-1, keepdim=True))
+            kept = (rank < self._top_k) & (before < self._top_p * mass)
+            unlimited = self._top_k.isinf() & self._top_p.isinf()
+            open_ended = kept[:, -1:] & self._top_k.isinf() & ~unlimited
+            if size == vocabulary or not open_ended.any():
+                least = ordered.gather(-1, kept.sum(-1, keepdim=True).clamp_(min=1) - 1)
+                return least.masked_fill(unlimited, 0)
+            size = vocabulary  # a flat distribution: the likely tokens do not make up the wanted share
 
 
 def raw_logprobs(logprobs: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[Alternatives]:
@@ -261,7 +275,8 @@ _MASK = 2**64 - 1
 
 def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
     """A number in [0, 1) for each (seed, position): two rounds of SplitMix64 (Steele, Lea, Flood 2014)."""
-    return (_splitmix64(_splitmix64(seeds) + positions) >> np.uint64(11)) * 2.0**-53
+    bits = _splitmix64(_splitmix64(seeds) + positions) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,8 +8,19 @@ from collections.abc import Sequence
 import msgspec
 from litestar.handlers import ASGIRouteHandler
 
-from fastchat_serve.engine import Capability, ChatPrompt, Chunk, GenerateRequest, Message, TextPart, ToolCall, ToolSpec, Usage
+from fastchat_serve.engine import (
+    Capability,
+    ChatPrompt,
+    Chunk,
+    GenerateRequest,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 from fastchat_serve.errors import InvalidRequest, Unsupported
+from fastchat_serve.hookspecs import ToolParserFactory
 from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.answer import Answer, Reply, answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
@@ -20,7 +31,6 @@ from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.plain import PlainReply
 from fastchat_serve.routes.sse import DONE, EventReply, event
-from fastchat_serve.hookspecs import ToolParserFactory
 from fastchat_serve.text import TextDelta, ToolEvent, ToolParser
 
 __all__ = ["chat_route"]
@@ -239,7 +249,9 @@ def _refuse_unknown_ways(request: wire.ChatCompletionRequest) -> None:
     if request.modalities and set(request.modalities) != {"text"}:
         raise Unsupported("Only the modality 'text' is supported.", param="modalities")
     if request.chat_template is not None:
-        raise Unsupported("A request cannot bring its own chat_template; the server's config can.", param="chat_template")
+        raise Unsupported(
+            "A request cannot bring its own chat_template; the server's config can.", param="chat_template"
+        )
     if request.tools and request.tool_choice not in (None, "auto", "none"):
         raise Unsupported("Only the tool_choice 'auto' and 'none' are supported.", param="tool_choice")
     if request.continue_final_message and request.messages[-1].role != "assistant":

@@ -61,7 +61,9 @@ def completions_route(service: Service) -> ASGIRouteHandler:
     return hot_post("/v1/completions", completions, opt)
 
 
-def prompts_of(given: str | tuple[str | int | tuple[int, ...], ...], limit: int, param: str) -> list[TextPrompt | TokenPrompt]:
+def prompts_of(
+    given: str | tuple[str | int | tuple[int, ...], ...], limit: int, param: str
+) -> list[TextPrompt | TokenPrompt]:
     """The prompts in any of OpenAI's four forms: a text, texts, token ids, lists of token ids."""
     if isinstance(given, str):
         return [TextPrompt(given)]
@@ -121,9 +123,7 @@ def _generate_requests(request: wire.CompletionRequest, service: Service, answer
 class CompletionDialect:
     """How completions are written. Choices are numbered prompt by prompt, `n` of each."""
 
-    def __init__(
-        self, answer_id: str, model: str, *, n: int, echo: bool, logprobs: bool, include_usage: bool
-    ) -> None:
+    def __init__(self, answer_id: str, model: str, *, n: int, echo: bool, logprobs: bool, include_usage: bool) -> None:
         self._id, self._model, self._created = answer_id, model, int(time.time())
         self._n, self._echo, self._logprobs, self._include_usage = n, echo, logprobs, include_usage
         self._offsets: dict[int, int] = {}

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from litestar.handlers import ASGIRouteHandler
 
-from fastchat_serve.engine import EmbedRequest, Embeddings, Usage
+from fastchat_serve.engine import Embeddings, EmbedRequest, Usage
 from fastchat_serve.errors import InvalidRequest, ServeError, Unsupported
 from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.exchange import Exchange, decode

@@ -15,6 +15,7 @@ from fastchat_serve.protocol import openai as wire
 __all__ = ["choice_seed", "constraint", "sampling_params", "stop_strings"]
 
 _SEED_BITS = 64
+_SEED_MASK = (1 << _SEED_BITS) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: seeds of neighbouring choices are far apart (Knuth, TAOCP 6.4)."""
 
@@ -29,7 +30,9 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
     if n > limits.max_n:
         raise InvalidRequest(f"n is {n}, but this server makes at most {limits.max_n} choices.", param="n")
     if request.best_of is not None and request.best_of != n:
-        raise Unsupported("best_of is not supported: every choice is returned. Leave it out, or ask for n.", param="best_of")
+        raise Unsupported(
+            "best_of is not supported: every choice is returned. Leave it out, or ask for n.", param="best_of"
+        )
     temperature = 1.0 if request.temperature is None else request.temperature
     top_p = 1.0 if request.top_p is None else request.top_p
     if top_p == 0:  # the smallest nucleus is the most likely token
@@ -41,7 +44,9 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
         raise InvalidRequest(f"stop_token_ids has more than {limits.max_stop} entries.", param="stop_token_ids")
     min_tokens = request.min_tokens or 0
     if max_tokens is not None and min_tokens > max_tokens:
-        raise InvalidRequest(f"min_tokens is {min_tokens}, more than the {max_tokens} of max_tokens.", param="min_tokens")
+        raise InvalidRequest(
+            f"min_tokens is {min_tokens}, more than the {max_tokens} of max_tokens.", param="min_tokens"
+        )
     return SamplingParams(
         temperature=temperature,
         top_p=top_p,
@@ -51,7 +56,7 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=request.logit_bias or None,
-        seed=random.getrandbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS,
+        seed=random.getrandbits(_SEED_BITS) if request.seed is None else request.seed & _SEED_MASK,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         stop=stop_strings(request.stop, limits),
@@ -62,7 +67,7 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
 
 def choice_seed(seed: int, choice: int) -> int:
     """The seed of one of several choices: a function of the request's seed; choice 0 has it unchanged."""
-    return (seed + choice * _SEED_STEP) % 2**_SEED_BITS
+    return (seed + choice * _SEED_STEP) & _SEED_MASK
 
 
 def stop_strings(stop: str | tuple[str, ...] | None, limits: Limits) -> tuple[str, ...]:
