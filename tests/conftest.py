@@ -29,7 +29,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
     """``async with serving(toml) as server:`` serves that config at ``server.url``, on a free port."""
 

@@ -38,7 +38,7 @@ from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.worker.local import LocalWorker
 
-__all__ = ["Application", "create_app"]
+__all__ = ["Application", "LogProgress", "create_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Application:
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
         self.registry = Registry()
-        self.workers = [self._worker(index, progress or log_progress) for index in range(len(config.worker))]
+        report = progress or LogProgress()
+        self.workers = [self._worker(index, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
         self.asgi = self._litestar()
 
@@ -195,9 +196,17 @@ def create_app(config: Config) -> Litestar:
     return Application(config).asgi
 
 
-def log_progress(stage: str, fraction: float | None = None) -> None:
-    """Progress as log lines, where nobody looks at a terminal."""
-    logger.info("%s%s", stage, "" if fraction is None else f" {fraction:.0%}")
+class LogProgress:
+    """Progress as log lines, where nobody looks at a terminal: one per quarter of a stage."""
+
+    def __init__(self) -> None:
+        self._quarters: dict[str, int] = {}
+
+    def __call__(self, stage: str, fraction: float | None = None) -> None:
+        quarter = int((fraction or 0) * 4)
+        if self._quarters.get(stage) != quarter:
+            self._quarters[stage] = quarter
+            logger.info("%s%s", stage, "" if fraction is None else f": {quarter * 25} %")
 
 
 def _require_one_process(config: Config) -> None:

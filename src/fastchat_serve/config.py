@@ -109,7 +109,7 @@ class Api(_Table, frozen=True, kw_only=True):
     keys: tuple[Secret, ...] = ()
     """Keys that clients may present, in plain or as "sha256:" and 64 hexadecimal digits. Empty: none needed."""
     keys_file: Path | None = None
-    """A file with more keys, one a line, "#" begins a comment. Relative to the config file."""
+    """A file with more keys, one a line; " #" begins a comment. Relative to the config file."""
     controllers: tuple[Url, ...] = ()
     """Where the controllers are. Needed when no [controller] is here."""
 

@@ -67,6 +67,7 @@ class HttpServer:
                 log_config=None,
                 access_log=config.access_log,
                 server_header=False,
+                proxy_headers=False,  # peers are who the socket says they are
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=1,  # what was accepted has ended by then, see `drain`

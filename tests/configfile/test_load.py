@@ -377,12 +377,12 @@ def test_a_model_on_the_command_line_that_is_no_folder_is_named_by_its_flag() ->
 
 def test_keys_of_the_file_are_added_to_those_of_the_table(load: Load, tmp_path: Path) -> None:
     hashed = "sha256:" + "ab" * 32
-    (tmp_path / "keys.txt").write_text(f"# ours\nsecond # of Ann\n\n  {hashed}\r\n", encoding="utf-8")
+    (tmp_path / "keys.txt").write_text(f"# ours\nse#cond # of Ann\n\n  {hashed}\r\n", encoding="utf-8")
 
     api = load(ALL_ROLES.replace("[api]\n", "[api]\nkeys = ['first']\nkeys_file = 'keys.txt'\n")).api
 
     assert api is not None
-    assert [key.reveal() for key in api.keys] == ["first", "second", hashed]
+    assert [key.reveal() for key in api.keys] == ["first", "se#cond", hashed]
     assert api.keys_file == tmp_path / "keys.txt"
 
 

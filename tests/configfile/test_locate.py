@@ -142,6 +142,13 @@ def test_lines_and_columns_count_from_one() -> None:
     assert spots.values["worker", 0, "names", 1] == (6, 3)
 
 
+def test_a_list_of_tables_stands_at_its_first_header() -> None:
+    spots = locate('[[worker]]\nbackend = "a"\n[[worker]]\nbackend = "b"\n')
+
+    assert spots.values["worker",] == spots.values["worker", 0] == (1, 1)
+    assert spots.values["worker", 1] == (3, 1)
+
+
 def test_a_key_splits_from_its_value_at_the_first_equals_sign_outside_quotes() -> None:
     assert split_key("server.port=9000") == (("server", "port"), "9000")
     assert split_key('worker.0.options."a=b.c" = x=y') == (("worker", "0", "options", "a=b.c"), " x=y")

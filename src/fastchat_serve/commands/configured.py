@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fastchat_serve import hookspecs
-from fastchat_serve.app import log_progress
+from fastchat_serve.app import LogProgress
 from fastchat_serve.config import Config
 from fastchat_serve.configfile.load import config_for_model, load_config
 from fastchat_serve.errors import ConfigError
@@ -35,7 +35,7 @@ def loading_progress() -> Iterator[hookspecs.Progress]:
     """A progress bar per stage where somebody watches, log lines where nobody does."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield log_progress
+        yield LogProgress()
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}

@@ -10,6 +10,7 @@ the same kind ride along as its notes (``error.__notes__``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from fastchat_serve.errors import ConfigError
 
 __all__ = ["config_for_model", "convert_options", "load_config"]
 
+_COMMENT = re.compile(r"(^|\s)#.*")
 _Options = TypeVar("_Options", bound=Struct)
 
 
@@ -101,7 +103,7 @@ def _anchor_models(tables: dict[str, Any], places: Places) -> Iterable[ConfigErr
             continue
         if _exists(folder):
             worker["model"] = str(folder)
-        elif Path(model).is_absolute() or model.startswith(("./", "../", "~")) or model in (".", ".."):
+        elif Path(model).is_absolute() or model.startswith(("./", "../", "~")):
             yield places.error(path, f"no such folder: {folder}")
 
 
@@ -123,7 +125,7 @@ def _with_keys_from_file(tables: Tables, places: Places) -> Tables:
         raise places.error(("api", "keys_file"), str(error)) from None
     keys = []
     for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
+        text = _COMMENT.sub("", line).strip()
         if not text:
             continue
         key = Secret(text)

@@ -8,8 +8,8 @@ meanwhile waits in `Exchange.finished`, which returns when the reply is complete
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import uuid
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -150,7 +150,7 @@ def request_id(scope: Scope) -> str:
     state: dict[str, Any] = scope.setdefault("state", {})
     if "request_id" not in state:
         given = header(scope, b"x-request-id")
-        state["request_id"] = given.decode() if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        state["request_id"] = given.decode() if _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
     known: str = state["request_id"]
     return known
 

@@ -3,9 +3,8 @@
 Light on purpose: torch and transformers are imported when an engine is opened.
 """
 
-from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
-
 from fastchat_backend_hf.options import HfOptions
+from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
 
 __all__ = ["HfOptions", "open_hf", "register_engines"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fastchat_serve import StartupError
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from fastchat_backend_hf.checkpoint import Checkpoint
@@ -14,6 +13,7 @@ from fastchat_backend_hf.kv import COLUMN_BLOCK, KvCache
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.runners import BatchRunner, Context, Runner
 from fastchat_backend_hf.solo import EncoderDecoderRunner, SoloRunner
+from fastchat_serve import StartupError
 
 __all__ = ["choose_runner"]
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import torch
+
 from fastchat_serve import StartupError
 
 __all__ = ["free_memory", "parse_bytes", "pick_device", "pick_dtype", "pick_threads"]

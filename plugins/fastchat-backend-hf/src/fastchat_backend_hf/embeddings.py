@@ -53,7 +53,7 @@ class Embedder:
         except Exception as error:
             if is_fatal(error):
                 raise
-            logger.error("embedding failed", exc_info=error)
+            logger.exception("embedding failed")
             _settle(job.future, as_serve_error(error))
             return True
         job.vectors.update(zip(batch, vectors, strict=True))

@@ -19,6 +19,13 @@ from typing import Self, TypeVar
 import anyio
 import anyio.to_thread
 import torch
+
+from fastchat_backend_hf.embeddings import EmbedJob
+from fastchat_backend_hf.failures import as_serve_error
+from fastchat_backend_hf.generation import News
+from fastchat_backend_hf.loading import LoadedModel, load
+from fastchat_backend_hf.options import HfOptions
+from fastchat_backend_hf.stepper import Stepper
 from fastchat_serve import (
     ChatPrompt,
     Chunk,
@@ -36,13 +43,6 @@ from fastchat_serve import (
     Unavailable,
     pull,
 )
-
-from fastchat_backend_hf.embeddings import EmbedJob
-from fastchat_backend_hf.failures import as_serve_error
-from fastchat_backend_hf.generation import News
-from fastchat_backend_hf.loading import LoadedModel, load
-from fastchat_backend_hf.options import HfOptions
-from fastchat_backend_hf.stepper import Stepper
 
 __all__ = ["HfEngine"]
 
@@ -171,7 +171,7 @@ class HfEngine:
             sequence = self._loaded.prompts.sequence(request, stream, accepted)
         except Exception as error:  # the thread's boundary: whatever it was, the stream is told
             if not isinstance(error, ServeError):
-                logger.error("request %s could not be prepared", request.id, exc_info=error)
+                logger.exception("request %s could not be prepared", request.id)
             self._post_news([News(stream, ended=True, error=as_serve_error(error))])
         else:
             self._stepper.submit(sequence)

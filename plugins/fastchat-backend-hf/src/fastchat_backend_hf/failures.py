@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from fastchat_serve import EngineError, OutOfMemory, ServeError
 
 __all__ = ["as_serve_error", "is_fatal", "is_out_of_memory"]

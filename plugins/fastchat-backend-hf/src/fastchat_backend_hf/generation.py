@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError, TokenLogprob
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from fastchat_backend_hf.sampling import Draw, Sampler, raw_logprobs
 from fastchat_backend_hf.scheduler import Scheduler
 from fastchat_backend_hf.sequences import Stream, TokenSequence
 from fastchat_backend_hf.vocabulary import Vocabulary
+from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError, TokenLogprob
 
 __all__ = ["Generation", "News"]
 

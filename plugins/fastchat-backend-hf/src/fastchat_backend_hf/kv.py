@@ -54,20 +54,19 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
 
     def __init__(self, span: Span) -> None:
         super().__init__()
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
         self._span = span
         self.shape = (0, 0)
         """Rows and columns to hold from the next update on."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
-        self.is_initialized = True
+        """`update` does it."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._reshaped(self.keys)
-        self.values = self._reshaped(self.values)
+        self.keys = self._reshaped(self.keys, key_states)
+        self.values = self._reshaped(self.values, value_states)
+        self.is_initialized = True
         return self._write(self.keys, key_states), self._write(self.values, value_states)
 
     def _write(self, cells: Tensor, states: Tensor) -> Tensor:
@@ -83,14 +82,15 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
                 return states
         return cells[rows, :, : span.width]
 
-    def _reshaped(self, cells: Tensor) -> Tensor:
-        """`cells` with at least `shape`; zeros are new, for what is masked must still be a number."""
-        if (cells.shape[0], cells.shape[2]) == self.shape:
+    def _reshaped(self, cells: Tensor | None, states: Tensor) -> Tensor:
+        """`cells` in `shape`, on the device of `states`; new ones are zero, as what is masked must still be a number."""
+        if cells is not None and (cells.shape[0], cells.shape[2]) == self.shape:
             return cells
         rows, columns = self.shape
-        grown = cells.new_zeros(rows, cells.shape[1], columns, cells.shape[3])
-        rows, columns = min(rows, cells.shape[0]), min(columns, cells.shape[2])
-        grown[:rows, :, :columns] = cells[:rows, :, :columns]
+        grown = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
+        if cells is not None:
+            rows, columns = min(rows, cells.shape[0]), min(columns, cells.shape[2])
+            grown[:rows, :, :columns] = cells[:rows, :, :columns]
         return grown
 
     def reset(self) -> None:

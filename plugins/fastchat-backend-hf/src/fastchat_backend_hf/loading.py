@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, Progress, StartupError
-from fastchat_serve.text import ChatTemplate
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -34,6 +32,8 @@ from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.quantization import quantizer, shrunk_itemsize
 from fastchat_backend_hf.vocabulary import Vocabulary
+from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, Progress, StartupError
+from fastchat_serve.text import ChatTemplate
 
 __all__ = ["LoadedModel", "load"]
 
@@ -244,9 +244,10 @@ def _check_memory(checkpoint: Checkpoint, options: HfOptions, device: torch.devi
     if options.device_map is not None:
         free = sum(_caps_or_free(options, device))
     if needed > free:
+        where = "all devices together have" if options.device_map else f"{device} has"
         raise StartupError(
             f"not enough memory: the weights take about {needed / 2**30:.1f} GiB as {options.quantization or dtype}, "
-            f"and {'all devices together have' if options.device_map else f'{device} has'} {free / 2**30:.1f} GiB free; "
+            f"and {where} {free / 2**30:.1f} GiB free; "
             "choose a smaller model, a smaller `dtype`, a `quantization` or a `device_map`"
         )
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastchat_serve import StartupError
-
 from fastchat_backend_hf.checkpoint import read_json
 from fastchat_backend_hf.embeddings import Pooling
+from fastchat_serve import StartupError
 
 __all__ = ["read_max_length", "read_pooling"]
 
@@ -21,7 +20,7 @@ _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """What ``1_Pooling/config.json`` says; the mean without such a file. Raises `StartupError` for what is not built in."""
+    """What ``1_Pooling/config.json`` says; without that file, the mean. Raises `StartupError` for other ways."""
     for module in read_json(folder / "modules.json") or []:
         name = str(module.get("type", "")).rpartition(".")[2]
         if name not in _KNOWN_MODULES:

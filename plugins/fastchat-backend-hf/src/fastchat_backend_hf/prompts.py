@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from fastchat_backend_hf.choice import ChoiceConstraint
+from fastchat_backend_hf.sequences import Stream, TokenSequence
+from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_serve import (
     ChatPrompt,
     Choice,
@@ -18,10 +21,6 @@ from fastchat_serve import (
     Unsupported,
 )
 from fastchat_serve.text import AnswerText, ChatTemplate
-
-from fastchat_backend_hf.choice import ChoiceConstraint
-from fastchat_backend_hf.sequences import Stream, TokenSequence
-from fastchat_backend_hf.vocabulary import Vocabulary
 
 __all__ = ["Prompts"]
 

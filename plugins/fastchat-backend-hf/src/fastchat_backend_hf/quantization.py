@@ -6,9 +6,9 @@ import importlib.util
 from typing import Any
 
 import torch
-from fastchat_serve import StartupError
 
 from fastchat_backend_hf.options import Quantization
+from fastchat_serve import StartupError
 
 __all__ = ["quantizer", "shrunk_itemsize"]
 

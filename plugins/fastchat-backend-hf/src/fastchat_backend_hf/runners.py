@@ -1,8 +1,8 @@
 """How forward passes are made: what a runner is, and the one that takes all rows in one pass.
 
-`solo.py` has those for models whose rows cannot share a pass. A runner holds the key-value caches of the rows under way, numbered 0 to n-1. `prefill` appends rows, `decode`
-adds one token to each, `drop` puts the last row in the place of the one that leaves. All return next-token logits,
-one row ``[vocabulary]`` per answer, in the dtype of the model.
+`solo.py` has those for models whose rows cannot share a pass. A runner holds the key-value caches of the rows
+under way, numbered 0 to n-1. `prefill` appends rows, `decode` adds one token to each, `drop` puts the last row in
+the place of the one that leaves. Logits are in the model's dtype.
 """
 
 from __future__ import annotations
@@ -104,17 +104,16 @@ class BatchRunner:
         return self._cache.fits(lengths)
 
     def prefill(self, contexts: Sequence[Context]) -> Tensor:
-        """Rows are padded on the right. The causal mask keeps real tokens from seeing the padding, so no other is needed."""
+        """Rows are padded on the right, where the causal mask hides it from real tokens: no other mask is needed."""
         lengths = [len(context) for context in contexts]
         length = max(lengths)
         rows = [[*context.prompt, *context.answer] + [0] * (length - len(context)) for context in contexts]
-        last = torch.tensor([size - 1 for size in lengths], device=self._device)
+        ends = sorted({size - 1 for size in lengths})
         self._cache.reserve(len(self._lengths) + len(rows), max(length, *self._lengths, 0))
         self._cache.span.place(first=len(self._lengths), count=len(rows), start=0, length=length)
-        positions, index = last.unique(return_inverse=True)
-        logits = self._forward(torch.tensor(rows, device=self._device), 0, keep=positions)
+        logits = self._forward(torch.tensor(rows, device=self._device), 0, keep=torch.tensor(ends, device=self._device))
         self._lengths += lengths
-        return logits[torch.arange(len(rows), device=logits.device), index.to(logits.device)]
+        return logits[range(len(rows)), [ends.index(size - 1) for size in lengths]]
 
     def score(self, context: Context) -> Iterator[Tensor]:
         tokens = torch.tensor([[*context.prompt, *context.answer]], device=self._device)

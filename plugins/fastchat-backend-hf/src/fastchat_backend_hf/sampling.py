@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastchat_serve import SamplingParams
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastchat_backend_hf.sequences import TokenSequence
+from fastchat_serve import SamplingParams
 
 __all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
 

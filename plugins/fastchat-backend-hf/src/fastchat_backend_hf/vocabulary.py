@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from fastchat_serve import TokenLogprob
-from fastchat_serve.text import TokenBytes
 from tokenizers import Tokenizer
 
 from fastchat_backend_hf.sampling import Alternatives
+from fastchat_serve import TokenLogprob
+from fastchat_serve.text import TokenBytes
 
 __all__ = ["Vocabulary"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pydoc
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -106,6 +107,100 @@ def llama(**changes: object) -> PreTrainedModel:
     return seeded(LlamaForCausalLM, llama_config(**changes))
 
 
-def mistral(window: int) -> PreTrainedModel:
-    config = MistralConfig(**(llama_config().to_diff_dict() | {"sliding_window": window, "model_type": "mistral"}))
-    return seeded(MistralForCausalLM, config)
+def sliding_mistral(window: int) -> PreTrainedModel:
+    settings = llama_config().to_diff_dict() | {"sliding_window": window}
+    settings.pop("model_type")
+    return seeded(MistralForCausalLM, MistralConfig(**settings))
+
+
+def hybrid_gemma() -> PreTrainedModel:
+    """Layers with and without a sliding window."""
+    settings = llama_config().to_diff_dict() | {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 2}
+    settings.pop("model_type")
+    layer_types = ["sliding_attention", "full_attention"]
+    return seeded(Gemma3ForCausalLM, Gemma3TextConfig(**settings, layer_types=layer_types))
+
+
+def mamba() -> PreTrainedModel:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, initializer_range=0.2, **_IDS)
+    return seeded(MambaForCausalLM, config)
+
+
+def gpt2() -> PreTrainedModel:
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, **_IDS
+    )
+    return seeded(GPT2LMHeadModel, config)
+
+
+def bloom() -> PreTrainedModel:
+    """Positions by ALiBi, made from the attention mask."""
+    config = BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.2, **_IDS
+    )
+    return seeded(BloomForCausalLM, config)
+
+
+def opt() -> PreTrainedModel:
+    """Learned positions with an offset."""
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        word_embed_proj_dim=64,
+        init_std=0.2,
+        **_IDS,
+    )
+    return seeded(OPTForCausalLM, config)
+
+
+def t5() -> PreTrainedModel:
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        initializer_factor=2.0,
+        decoder_start_token_id=3,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    return seeded(T5ForConditionalGeneration, config)
+
+
+def bart() -> PreTrainedModel:
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        max_position_embeddings=256,
+        init_std=0.2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+        **_IDS,
+    )
+    return seeded(BartForConditionalGeneration, config)
+
+
+def bert() -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        pad_token_id=3,
+    )
+    return seeded(BertModel, config)

@@ -1,0 +1,90 @@
+"""One command each for what is done here often: ``nox -s NAME``, ``nox --list`` for all.
+
+torch is installed by itself and first: asked for by another package, pip takes a build with gigabytes of
+CUDA libraries.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+nox.options.reuse_existing_virtualenvs = True
+
+TORCH = "torch==2.13.0"
+PLUGINS = ("plugins/fastchat-backend-hf", "plugins/fastchat-model-demo")
+TEST_TOOLS = (
+    "blockbuster>=1.5",
+    "hypothesis>=6.100",
+    "jsonschema>=4.23",
+    "openai>=2",
+    "openapi-spec-validator>=0.7",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "psutil>=6",
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""With more, torch's barriers collapse on machines whose cores are busy with something else."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", **ONE_THREAD}
+
+
+def install(session: nox.Session, *tools: str) -> None:
+    """The product with the backends and the model of this repository, from the working tree."""
+    session.install(TORCH)
+    editable = [argument for plugin in PLUGINS for argument in ("--editable", plugin)]
+    session.install("--editable", ".", *editable, *tools)
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """Serve the embedded model on http://127.0.0.1:8000. Arguments after ``--`` go to fastchat-serve."""
+    install(session)
+    session.run("fastchat-serve", "--config", "conf/local.toml", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, offline. Arguments after ``--`` go to pytest."""
+    install(session, *TEST_TOOLS)
+    session.run("pytest", *(session.posargs or ("tests", *(f"{plugin}/tests" for plugin in PLUGINS))), env=OFFLINE)
+
+
+@nox.session
+@nox.parametrize("backend", ["hf"])
+def engines(session: nox.Session, backend: str) -> None:
+    """The tests of one backend with its real engine, in an environment of its own."""
+    session.install(TORCH)
+    plugin = f"plugins/fastchat-backend-{backend}"
+    session.install("--editable", ".", "--editable", plugin, *TEST_TOOLS)
+    session.run("pytest", f"{plugin}/tests", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.install("ruff>=0.14,<1")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, over the product and its plugins. Engine libraries count as untyped."""
+    session.install("mypy>=1.18", "--editable", ".", "tokenizers")
+    for package in ("src", *(f"{plugin}/src" for plugin in PLUGINS)):
+        session.run("mypy", package)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The manual: links, and that every setting, hook and command is in it."""
+    session.install("--editable", ".", *TEST_TOOLS)
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, and print ratios against baselines of the same run. Arguments after ``--``: what to measure."""
+    install(session, "psutil>=6")
+    session.run("python", "-m", "tests.bench", *session.posargs, env=OFFLINE)
