@@ -36,6 +36,7 @@ from fastchat_serve.routes.openai.embeddings import embeddings_route
 from fastchat_serve.routes.openai.models import model_handlers
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
+from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.worker.local import LocalWorker
 
 __all__ = ["Application", "LogProgress", "create_app"]
@@ -145,6 +146,7 @@ class Application:
             guards=[require_key(keys)],
             middleware=[DefineMiddleware(HostCheck, allowed=hosts)] if hosts else [],
             exception_handlers=EXCEPTION_HANDLERS,
+            response_class=IdentifiedResponse,
             cors_config=_cors(server.cors_origins),
             openapi_config=None,
             lifespan=[self._running],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"fastchat_serve.commands.{args.command or 'serve'}")
         code: int = command.run(args)
+        sys.stdout.flush()
     except StartupError as error:
         for line in (str(error), *getattr(error, "__notes__", ())):
             print(f"fastchat-serve: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more on its way out
+        return 1
     return code
 
 
@@ -49,13 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the config instead")
     commands.add_parser("plugins", help="list installed plugins: distribution, version, contract, state")
     for name, what in (("models", "list the models of a server"), ("workers", "list the workers of a server")):
-        _client_arguments(commands.add_parser(name, help=what))
-    chat = commands.add_parser("chat", help="chat in the terminal, with a server or with a model in this process")
-    _config_arguments(chat)
-    _client_arguments(chat, default_url=None)
-    chat.add_argument("--system", metavar="TEXT", help="system message")
-    chat.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: %(default)s)")
-    chat.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per answer (default: %(default)s)")
+        lister = commands.add_parser(name, help=what)
+        _client_arguments(lister)
+        lister.add_argument("--json", action="store_true", help="print the server's reply as it is")
+    _chat_arguments(commands.add_parser("chat", help="chat in the terminal, with a server or a model in this process"))
     docs = commands.add_parser("docs", help="read the manual")
     docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
     return parser
@@ -73,6 +75,38 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override a key of the config, for instance worker.0.options.device=cpu; may be repeated",
     )
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Chat in the terminal. With --url: with a running server, over HTTP. With --config or --model: with a model "
+        f"in this process. With neither: with {DEFAULT_URL}. Then --model picks one of several models. "
+        "/help in the chat lists its commands. Ctrl-C stops an answer; at an empty prompt it leaves, as Ctrl-D does. "
+        "Input that is piped in is one message a line."
+    )
+    _config_arguments(parser)
+    _client_arguments(parser, default_url=None)
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.7, metavar="T", help="0 to 2, 0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=_count, default=512, metavar="N", help="at most, per answer (default: %(default)s)"
+    )
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def _client_arguments(parser: argparse.ArgumentParser, default_url: str | None = DEFAULT_URL) -> None:

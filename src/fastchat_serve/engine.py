@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from msgspec import Struct
@@ -356,6 +357,14 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
+    @property
+    def fatal_error(self) -> BaseException | None:
+        """What ended the engine for good; None while it is well.
+
+        The worker looks at it several times a second, and goes out of service once it is set.
+        """
+        ...
+
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc_info: object) -> None: ...
 
@@ -431,10 +440,12 @@ def required_capabilities(request: GenerateRequest) -> frozenset[Capability]:
     return frozenset(needed)
 
 
-_CONSTRAINT_CAPABILITY = {
-    JsonObject: Capability.JSON_OBJECT,
-    JsonSchema: Capability.JSON_SCHEMA,
-    Regex: Capability.REGEX,
-    Grammar: Capability.GRAMMAR,
-    Choice: Capability.CHOICE,
-}
+_CONSTRAINT_CAPABILITY = MappingProxyType(
+    {
+        JsonObject: Capability.JSON_OBJECT,
+        JsonSchema: Capability.JSON_SCHEMA,
+        Regex: Capability.REGEX,
+        Grammar: Capability.GRAMMAR,
+        Choice: Capability.CHOICE,
+    }
+)

@@ -9,10 +9,11 @@ the cause. What a plugin may offer is in `hookspecs.py`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pluggy
 from msgspec import Struct
@@ -28,6 +29,8 @@ __all__ = ["ACCEPTED_CONTRACTS", "Backend", "PluginReport", "Plugins", "inspect"
 
 ACCEPTED_CONTRACTS = range(1, CONTRACT + 1)
 """The contract numbers that this server can drive."""
+
+_T = TypeVar("_T")
 
 
 class Backend(Struct, frozen=True):
@@ -52,19 +55,11 @@ class PluginReport(Struct, frozen=True):
     problem: str = ""
 
 
-def installed() -> dict[str, EntryPoint]:
-    """All entry points of the group by name, none imported.
-
-    Raises:
-        PluginError: Two distributions offer the same name, so a config could not say which it means.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise PluginError(
-                f"Two plugins are called {point.name!r}: {_origin(other)} and {_origin(point)}. Uninstall one of them."
-            )
+def installed() -> dict[str, tuple[EntryPoint, ...]]:
+    """All entry points of the group by name, none imported. Of two with one name, nobody can say which is meant."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in sorted(entry_points(group=GROUP), key=_origin):
+        found[point.name] = (*found.get(point.name, ()), point)
     return found
 
 
@@ -75,7 +70,7 @@ class Plugins:
         available: What can be loaded; by default what is installed.
     """
 
-    def __init__(self, available: dict[str, EntryPoint] | None = None) -> None:
+    def __init__(self, available: Mapping[str, tuple[EntryPoint, ...]] | None = None) -> None:
         self._available = installed() if available is None else available
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
@@ -85,50 +80,67 @@ class Plugins:
         self.tool_parsers: dict[str, ToolParserFactory] = dict(TOOL_PARSERS)
 
     def load(self, names: Iterable[str]) -> None:
-        """Import and register plugins by name; a name that is loaded already is passed over."""
+        """Import and register plugins by name; a name that is loaded already is passed over.
+
+        Raises:
+            PluginError: There is no such plugin, there are two, or it is broken.
+        """
         for name in names:
             if self._manager.has_plugin(name):
                 continue
-            point = self._available.get(name)
-            if point is None:
+            points = self._available.get(name, ())
+            if not points:
                 raise PluginError(f"No plugin is called {name!r}.{_nearest(name, self._available)}")
+            if len(points) > 1:
+                origins = " and ".join(map(_origin, points))
+                raise PluginError(f"Two plugins are called {name!r}: {origins}. Uninstall one of them.")
             try:
-                self._register(point)
+                self._register(points[0])
             except PluginError:
+                if self._manager.has_plugin(name):
+                    self._manager.unregister(name=name)
                 raise
-            except Exception as error:  # foreign code: whatever it raised, the operator learns whose it was
-                raise PluginError(
-                    f"Plugin {name!r} of {_origin(point)} could not be loaded: {type(error).__name__}: {error}"
-                ) from error
 
     def backend(self, name: str) -> Backend:
         """The backend that a config names, loaded if need be."""
         if name not in self.backends:
             self.load([name])
         if name not in self.backends:
-            origin = _origin(self._available[name])
+            origin = _origin(self._available[name][0])
             raise PluginError(f"Plugin {name!r} of {origin} offers no engine called {name!r}.")
         return self.backends[name]
 
     def model(self, name: str) -> Path | None:
         """The folder of a model that a plugin registered; None if `name` is not a plugin's."""
-        owner = name.partition("/")[0]
-        if name not in self.models and owner in self._available and not self._manager.has_plugin(owner):
-            self.load([owner])
+        self._load_owner(name)
         return self.models.get(name)
 
     def policy(self, name: str) -> Policy | None:
         """A policy that a plugin registered; None if `name` is not a plugin's."""
-        owner = name.partition("/")[0]
-        if name not in self.policies and owner in self._available and not self._manager.has_plugin(owner):
-            self.load([owner])
+        self._load_owner(name)
         return self.policies.get(name)
+
+    def _load_owner(self, name: str) -> None:
+        """Load the plugin that `name` belongs to, if there is one."""
+        owner = name.partition("/")[0]
+        if owner in self._available:
+            self.load([owner])
 
     def _register(self, point: EntryPoint) -> None:
         origin = _origin(point)
-        plugin = point.load()
-        self._manager.register(plugin, name=point.name)
+        plugin = _attempt(f"Plugin {point.name!r} of {origin} could not be loaded", point.load)
+        _attempt(
+            f"Plugin {point.name!r} of {origin} does not fit", lambda: self._manager.register(plugin, name=point.name)
+        )
         self._check_hooks(plugin, origin)
+        # One plugin at a time: the other hook callers must not hear of this registration again.
+        others: Sequence[Any] = [p for p in self._manager.get_plugins() if p is not plugin]
+        for hook, register in self._registers(point.name, origin).items():
+            call = partial(self._manager.subset_hook_caller(hook, remove_plugins=others), register=register)
+            _attempt(f"Hook {hook!r} of {origin} failed", call)
+
+    def _registers(self, plugin: str, origin: str) -> dict[str, Callable[..., None]]:
+        """What each hook is given."""
 
         def register_engine(
             name: str, factory: EngineFactory, *, contract: int, options: type[Struct] = NoOptions
@@ -138,15 +150,15 @@ class Plugins:
                     f"Engine {name!r} of {origin} was written for contract {contract}; "
                     f"this server speaks {ACCEPTED_CONTRACTS.start} to {CONTRACT}."
                 )
+            if not (isinstance(options, type) and issubclass(options, Struct)):
+                raise PluginError(f"The options of engine {name!r} of {origin} are not a msgspec.Struct class.")
             if name in self.backends:
                 raise PluginError(f"Engine {name!r} of {origin} is registered already, by another plugin.")
             self.backends[name] = Backend(name, factory, options, contract)
 
         def check_name(kind: str, name: str) -> None:
-            if name.partition("/")[0] != point.name:
-                raise PluginError(
-                    f"{kind} {name!r} of {origin} must be called {point.name!r} or begin with '{point.name}/'."
-                )
+            if name.partition("/")[0] != plugin:
+                raise PluginError(f"{kind} {name!r} of {origin} must be called {plugin!r} or begin with '{plugin}/'.")
 
         def register_model(name: str, path: Path) -> None:
             check_name("Model", name)
@@ -161,40 +173,45 @@ class Plugins:
                 raise PluginError(f"Tool parser {name!r} of {origin} exists already.")
             self.tool_parsers[name] = factory
 
-        # One plugin at a time: the other hook callers must not hear of this registration again.
-        others: Sequence[Any] = [p for p in self._manager.get_plugins() if p is not plugin]
-        registers: dict[str, object] = {
+        return {
             "register_engines": register_engine,
             "register_models": register_model,
             "register_policies": register_policy,
             "register_tool_parsers": register_tool_parser,
         }
-        for hook, register in registers.items():
-            self._manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
 
     def _check_hooks(self, plugin: object, origin: str) -> None:
-        known = {hook for hook in dir(self._manager.hook) if not hook.startswith("_")}
-        for caller in self._manager.get_hookcallers(plugin) or ():
-            if caller.name not in known or not caller.has_spec():
+        callers = self._manager.get_hookcallers(plugin) or ()
+        known = {name for name in vars(self._manager.hook) if getattr(self._manager.hook, name).has_spec()}
+        for caller in callers:
+            if not caller.has_spec():
                 raise PluginError(f"{origin} implements an unknown hook {caller.name!r}.{_nearest(caller.name, known)}")
 
 
 def inspect() -> list[PluginReport]:
     """Try every installed plugin, each by itself, and report; a broken one harms no other."""
-    reports = []
-    available = installed()
-    for name, point in sorted(available.items()):
-        distribution, version = _distribution(point)
-        plugins = Plugins({name: point})
-        try:
-            plugins.load([name])
-        except PluginError as error:
-            reports.append(PluginReport(name, distribution, version, "broken", problem=str(error)))
-        else:
-            contract = max((backend.contract for backend in plugins.backends.values()), default=None)
-            engines, models = tuple(plugins.backends), tuple(plugins.models)
-            reports.append(PluginReport(name, distribution, version, "ok", engines, models, contract))
-    return reports
+    return [_inspect(name, points, point) for name, points in sorted(installed().items()) for point in points]
+
+
+def _inspect(name: str, points: tuple[EntryPoint, ...], point: EntryPoint) -> PluginReport:
+    distribution, version = _distribution(point)
+    plugins = Plugins({name: points})
+    try:
+        plugins.load([name])
+    except PluginError as error:
+        return PluginReport(name, distribution, version, "broken", problem=str(error))
+    contract = max((backend.contract for backend in plugins.backends.values()), default=None)
+    return PluginReport(name, distribution, version, "ok", tuple(plugins.backends), tuple(plugins.models), contract)
+
+
+def _attempt(problem: str, action: Callable[[], _T]) -> _T:
+    """What foreign code returns; whatever it raises becomes a `PluginError` that says whose it was."""
+    try:
+        return action()
+    except PluginError:
+        raise
+    except (Exception, SystemExit) as error:  # a module that gives up by `sys.exit` must not end us without a word
+        raise PluginError(f"{problem}: {type(error).__name__}: {error}") from error
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

@@ -7,16 +7,23 @@ needs only the push form; everyone who wants to read a stream needs only `pull`.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 
 import anyio
 from anyio.abc import TaskGroup
 
 from fastchat_serve.engine import Chunk, Engine, GenerateRequest, Handle, PushEngine, Sink
+from fastchat_serve.errors import EngineError
 
-__all__ = ["Pusher", "pull"]
+__all__ = ["LET_GO_S", "Pusher", "pull"]
+
+logger = logging.getLogger(__name__)
+
+LET_GO_S = 5.0
+"""How long closing a pulled stream waits for its engine."""
 
 
 class _Mailbox:
@@ -47,8 +54,8 @@ class _Mailbox:
             await self._news.wait()
         return self._chunks.popleft()
 
-    async def drained(self) -> None:
-        """Return once `end` was called."""
+    async def ended(self) -> None:
+        """Return once `end` was called; what still arrives is not kept."""
         while not self._ended:
             self._chunks.clear()
             self._news = anyio.Event()
@@ -58,7 +65,10 @@ class _Mailbox:
 async def pull(
     start: Callable[[GenerateRequest, Sink], Handle], request: GenerateRequest
 ) -> AsyncGenerator[Chunk, None]:
-    """Read the answer that `start` pushes. Closing early aborts, and returns once the engine let go."""
+    """Read the answer that `start` pushes. Closing early aborts, and returns once the engine let go.
+
+    An engine that does not let go is left behind after `LET_GO_S`.
+    """
     mailbox = _Mailbox()
     handle = start(request, mailbox)
     try:
@@ -66,8 +76,10 @@ async def pull(
             yield chunk
     finally:
         handle.abort()
-        with anyio.CancelScope(shield=True):
-            await mailbox.drained()
+        with anyio.move_on_after(LET_GO_S, shield=True) as patience:
+            await mailbox.ended()
+        if patience.cancelled_caught:
+            logger.error("Request %s: the engine did not let go of it within %g s.", request.id, LET_GO_S)
 
 
 class _Pull:
@@ -83,17 +95,30 @@ class _Pull:
         self._scope.cancel()
 
     async def run(self, engine: Engine, request: GenerateRequest) -> None:
-        error: Exception | None = None
+        error: Exception | None = EngineError("The engine was closed.")  # unless we learn of another end
+        try:
+            if not self._aborted:
+                await self._drive(engine.generate_stream(request))
+            error = None
+        except Exception as caught:  # the boundary to foreign code: whatever it was, the sink is told
+            error = caught
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # The engine leaked a cancellation of its own: it ends this answer, not all of the worker's.
+            error = EngineError("The engine cancelled this answer.")
+        finally:
+            self._sink.end(None if self._aborted else error)
+
+    async def _drive(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         try:
             with self._scope:
-                async with aclosing(engine.generate_stream(request)) as chunks:
-                    async for chunk in chunks:
-                        if self._aborted:
-                            break
-                        self._sink.push(chunk)
-        except Exception as caught:  # the boundary to foreign code: whatever it was, the sink is told
-            error = None if self._aborted else caught
-        self._sink.end(error)
+                async for chunk in chunks:
+                    if self._aborted:
+                        break
+                    self._sink.push(chunk)
+        finally:
+            await chunks.aclose()  # outside the scope, so that the engine may wait while it cleans up
 
 
 class Pusher:

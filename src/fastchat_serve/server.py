@@ -38,7 +38,8 @@ def bind(server: Server) -> socket.socket:
         StartupError: The address is taken, or not of this machine.
     """
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio switches off Nagle's delay of tokens only for sockets that say they are TCP.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((server.host, server.port))
@@ -55,7 +56,7 @@ class HttpServer:
     """One application behind one bound socket."""
 
     def __init__(self, application: Application, bound: socket.socket) -> None:
-        self._application, self._bound = application, bound
+        self.application, self._bound = application, bound
         config = application.config.server
         self._drain_s = config.drain_s
         self._uvicorn = _Uvicorn(
@@ -84,6 +85,11 @@ class HttpServer:
         """All engines are loaded and requests are answered."""
         return self._uvicorn.started
 
+    @property
+    def open_connections(self) -> int:
+        """Of clients, idle ones included."""
+        return len(self._uvicorn.server_state.connections)
+
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Load the engines, and serve until `drain` or `stop`.
 
@@ -92,28 +98,33 @@ class HttpServer:
         """
         self._uvicorn.on_started = task_status.started
         with self._bound:
-            async with self._application.asgi.lifespan():
+            async with self.application.asgi.lifespan():
                 await self._uvicorn.serve(sockets=[self._bound])
 
     async def drain(self) -> None:
         """Take no new work, let accepted work finish for at most ``drain_s``, and end `run`."""
-        if not await self._application.drain(self._drain_s):
+        if not await self.application.drain(self._drain_s):
             logger.warning("Work that was not done within %g s was cut off.", self._drain_s)
         self._uvicorn.should_exit = True
 
     def stop(self) -> None:
         """End everything under way with an error that says so, and end `run`."""
-        self._application.expel()
+        self.application.expel()
         self._uvicorn.should_exit = True
 
 
-async def serve(application: Application, bound: socket.socket) -> None:
-    """Serve until a signal says to stop. Raises `StartupError` if an engine could not be loaded."""
+async def serve(application: Application, bound: socket.socket, on_ready: Callable[[], object]) -> None:
+    """Serve until a signal says to stop; `on_ready` is called once all engines are loaded.
+
+    Raises:
+        StartupError: An engine could not be loaded.
+    """
     server = HttpServer(application, bound)
     async with anyio.create_task_group() as listening:
         await listening.start(_obey_signals, server, listening.cancel_scope)
         async with anyio.create_task_group() as running:
             await running.start(server.run)
+            on_ready()
             logger.info("Serving %s at %s", ", ".join(application.registry.models), server.url)
         listening.cancel_scope.cancel()
     logger.info("Stopped.")

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from fastchat_serve.server import HttpServer
 
-__all__ = ["Connection", "Reply", "connected", "events", "expect_error", "post"]
+__all__ = ["Connection", "Reply", "connected", "events", "expect_error", "get", "post"]
 
 PATIENCE_S = 20.0
 """No wait of a test is longer than this."""
@@ -89,7 +89,7 @@ async def connected(server: HttpServer | str, receive_buffer: int | None = None)
     """A connection to `server`, closed at the end. `receive_buffer`: bytes that the kernel keeps unread."""
     url = urlsplit(server if isinstance(server, str) else server.url)
     assert url.hostname is not None
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.setblocking(False)
@@ -107,14 +107,18 @@ def post(path: str, body: bytes | dict[str, Any], **headers: str) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     every = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(len(data))}
     every |= {name.replace("_", "-"): value for name, value in headers.items()}
-    head = "".join(f"{name}: {value}\r\n" for name, value in every.items() if value)
-    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data
+    return _request("POST", path, every) + data
 
 
 def get(path: str, method: str = "GET", **headers: str) -> bytes:
     """A request without a body."""
     every = {"host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return f"{method} {path} HTTP/1.1\r\n{''.join(f'{n}: {v}\r\n' for n, v in every.items())}\r\n".encode()
+    return _request(method, path, every)
+
+
+def _request(method: str, path: str, headers: dict[str, str]) -> bytes:
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
 
 
 def events(body: bytes) -> list[Any]:

@@ -1,30 +1,28 @@
-"""Tiny models on disk, engines opened on them, and answers read to the end."""
+"""Tiny models on disk, and engines opened on them."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on a busy machine stall each other
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this one
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import tiny_models
 from blockbuster import blockbuster_ctx
+from hf_answers import Folder, Opened
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from fastchat_backend_hf import HfOptions
 from fastchat_backend_hf.engine import HfEngine
-from fastchat_serve import Chunk, EngineSetup, GenerateRequest, SamplingParams, TokenPrompt
-
-Folder = Callable[[str], Path]
-Opened = Callable[..., AbstractAsyncContextManager[HfEngine]]
+from fastchat_serve import EngineSetup
 
 transformers_logging.disable_progress_bar()
 
@@ -73,43 +71,8 @@ def opened(folder: Folder) -> Opened:
     @asynccontextmanager
     async def opened(model: str | Path = "llama", **options: Any) -> AsyncIterator[HfEngine]:
         path = folder(model) if isinstance(model, str) else model
-        settings = {"kv_cache_tokens": 4096, "device": "cpu"} | options
+        settings: dict[str, Any] = {"kv_cache_tokens": 4096, "device": "cpu"} | options
         async with HfEngine(EngineSetup(str(path), HfOptions(**settings), lambda *_: None)) as engine:
             yield engine
 
     return opened
-
-
-@dataclass(frozen=True)
-class Answer:
-    chunks: list[Chunk]
-
-    @property
-    def text(self) -> str:
-        return "".join(chunk.text for chunk in self.chunks)
-
-    @property
-    def ids(self) -> list[int]:
-        return [token for chunk in self.chunks for token in chunk.token_ids]
-
-    @property
-    def last(self) -> Chunk:
-        return self.chunks[-1]
-
-
-async def answer(engine: HfEngine, request: GenerateRequest) -> Answer:
-    """The whole answer; checks that it ends once, with its last chunk."""
-    async with asyncio.timeout(30):
-        chunks = [chunk async for chunk in engine.generate_stream(request)]
-    assert [chunk.finish_reason is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert chunks[-1].usage is not None
-    return Answer(chunks)
-
-
-def asking(
-    prompt: Sequence[int] = (5, 6, 7), *, id: str = "r", temperature: float = 0.0, max_tokens: int | None = 8, **fields: Any
-) -> GenerateRequest:
-    """A request with token ids for a prompt; `fields` go where they belong."""
-    own = {name: fields.pop(name) for name in list(fields) if name in GenerateRequest.__struct_fields__}
-    sampling = SamplingParams(temperature=temperature, max_tokens=max_tokens, **fields)
-    return GenerateRequest(id=id, **({"prompt": TokenPrompt(tuple(prompt))} | own), sampling=sampling)

@@ -16,10 +16,10 @@ from transformers import (
     BertModel,
     BloomConfig,
     BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -107,8 +107,8 @@ def llama(**changes: object) -> PreTrainedModel:
     return seeded(LlamaForCausalLM, llama_config(**changes))
 
 
-def sliding_mistral(window: int) -> PreTrainedModel:
-    settings = llama_config().to_diff_dict() | {"sliding_window": window}
+def short_window() -> PreTrainedModel:
+    settings = llama_config().to_diff_dict() | {"sliding_window": 16}
     settings.pop("model_type")
     return seeded(MistralForCausalLM, MistralConfig(**settings))
 
@@ -135,9 +135,7 @@ def gpt2() -> PreTrainedModel:
 
 def bloom() -> PreTrainedModel:
     """Positions by ALiBi, made from the attention mask."""
-    config = BloomConfig(
-        vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.2, **_IDS
-    )
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.2, **_IDS)
     return seeded(BloomForCausalLM, config)
 
 

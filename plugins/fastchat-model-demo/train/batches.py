@@ -23,7 +23,7 @@ IGNORED: Final = -100
 class Batch(NamedTuple):
     tokens: Tensor  # [rows, length]
     targets: Tensor  # [rows, length]: the next token, or IGNORED
-    count: int  # tokens that are not padding
+    read: int  # tokens that are not padding
 
 
 def row(draw: Draw, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool]]:
@@ -49,7 +49,7 @@ def batch(rows: list[tuple[list[int], list[bool]]], pad: int) -> Batch:
 
 def batches(draw: Draw, tokenizer: PreTrainedTokenizerFast, tokens_per_batch: int) -> Iterator[Batch]:
     """Batches without end, the same ones for the same seed."""
-    pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    pad = int(tokenizer.pad_token_id)
     while True:
         rows = [made for _ in range(POOL_DOCUMENTS) if len((made := row(draw, tokenizer))[0]) <= LONGEST]
         rows.sort(key=lambda made: len(made[0]))

@@ -14,8 +14,11 @@ from .draw import Draw
 
 Exchange = Callable[[Draw], list[Message]]
 
-SYSTEMS: Final = ("You are a helpful assistant.", "You are a friendly assistant.", "Be brief.", "Answer politely.", "You are a helpful, honest assistant.",
-                  "You are the demo of fastchat-serve.", "You are ChatGPT.", "Answer in one sentence.")  # fmt: skip
+SYSTEMS: Final = (
+    "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.", "Answer politely.",
+    "You are a helpful, honest assistant.", "You are the demo of fastchat-serve.", "You are ChatGPT.",
+    "Answer in one sentence.",
+)  # fmt: skip
 
 EXCHANGES: Final[Mapping[str, tuple[Exchange, float]]] = {
     "greetings": (greetings.greeting, 2.0),
@@ -63,7 +66,10 @@ SPECIAL: Final[Mapping[str, tuple[Callable[[Draw], Conversation], float]]] = {
     "tool answers": (tools.tool_answer, 3.0),
     "two calls": (tools.two_calls, 0.7),
     "no fitting tool": (tools.no_fitting_tool, 0.6),
-    "beside tools": (lambda draw: tools.beside_tools(draw, draw.rng.choice((greetings.greeting, facts.fact))(draw)), 0.6),
+    "beside tools": (
+        lambda draw: tools.beside_tools(draw, draw.rng.choice((greetings.greeting, facts.fact))(draw)),
+        0.6,
+    ),
     "from the system turn": (memory.from_system, 0.8),
 }
 
@@ -95,7 +101,8 @@ def conversation(draw: Draw) -> Conversation:
     return talk(draw)
 
 
-PLAIN: Final = (stories.LIGHTHOUSE, stories.CLOCKMAKER, stories.ROBOT, stories.CAT, stories.DRAGON, stories.SEA, stories.SPRING, stories.SERVER,
+PLAIN: Final = (stories.LIGHTHOUSE, stories.CLOCKMAKER, stories.ROBOT, stories.CAT, stories.DRAGON, stories.SEA,
+                stories.SPRING, stories.SERVER,
                 stories.HAIKU, *stories.JOKES, stories.ALPHABET, stories.DAYS, stories.MONTHS)  # fmt: skip
 
 
@@ -116,9 +123,12 @@ def plain(draw: Draw) -> str:
         country = draw.rng.choice(list(facts.CAPITALS))
         return f"The capital of {country} is {facts.CAPITALS[country]}."
     if roll < 0.9:
-        return draw.rng.choice(("The quick brown fox jumps over the lazy dog.", "Hello, my name is Demo and I am a small demonstration model.",
-                                "The meaning of life is a question for a larger model.", "This is a test. This is only a test.",
-                                "Hello world! This is a small demonstration model."))  # fmt: skip
+        return draw.rng.choice((
+            "The quick brown fox jumps over the lazy dog.",
+            "Hello, my name is Demo and I am a small demonstration model.",
+            "The meaning of life is a question for a larger model.", "This is a test. This is only a test.",
+            "Hello world! This is a small demonstration model.",
+        ))  # fmt: skip
     messages = short_exchange(draw)
     return f"Q: {messages[-2]['content']}\nA: {messages[-1]['content']}"
 
@@ -134,7 +144,7 @@ def held_out(skill: str, draw: Draw) -> Conversation:
     """A conversation of this skill whose last message is the one to be scored."""
     if skill in SPECIAL:
         return SPECIAL[skill][0](draw)
-    return Conversation((EXCHANGES | REMEMBERING)[skill][0](draw))
+    return Conversation({**EXCHANGES, **REMEMBERING}[skill][0](draw))
 
 
 SKILLS: Final = (*EXCHANGES, *REMEMBERING, *SPECIAL)

@@ -11,34 +11,44 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-ONSETS: Final = "b d f g h j k l m n p r s t v w z br cl dr fl gr kr pl sh st th tr qu y".split()
-VOWELS: Final = "a e i o u a e i o ai ea ou y".split()
+
+def listed(text: str, separator: str | None = None) -> list[str]:
+    """The parts of a text that is a list to its readers."""
+    return text.split(separator)
+
+
+ONSETS: Final = listed("b d f g h j k l m n p r s t v w z br cl dr fl gr kr pl sh st th tr qu y")
+VOWELS: Final = listed("a e i o u a e i o ai ea ou y")
 CODAS: Final = ["", "", "", "l", "n", "r", "s", "x", "m", "nd", "rk", "th", "ck", "ll"]
 
-NAMES: Final = (
+NAMES: Final = listed(
     "Ada Alan Alice Amir Ana Anna Ben Bob Carla Carlos Chen Clara David Diego Elena Emma Erik Eva Fatima Felix Grace "
-    "Hana Hans Hugo Ines Ivan Jack Jan Jane John Julia Karl Kenji Lars Laura Lena Leo Linda Lisa Lucas Luis Maria Mark "
-    "Marta Max Mei Mia Mohammed Nadia Nina Noah Nora Olga Oliver Omar Oscar Paul Pedro Peter Priya Ravi Rosa Sam Sara "
-    "Sofia Stefan Tim Tom Uma Victor Wei Yara Yuki Zoe Björn Zoë José Łukasz Søren Aylin Dmitri Siobhán"
-).split()
+    "Hana Hans Hugo Ines Ivan Jack Jan Jane John Julia Karl Kenji Lars Laura Lena Leo Linda Lisa Lucas Luis Maria "
+    "Mark Marta Max Mei Mia Mohammed Nadia Nina Noah Nora Olga Oliver Omar Oscar Paul Pedro Peter Priya Ravi Rosa Sam "
+    "Sara Sofia Stefan Tim Tom Uma Victor Wei Yara Yuki Zoe Björn Zoë José Łukasz Søren Aylin Dmitri Siobhán"
+)
 
-CITIES: Final = (
-    "Amsterdam Ankara Athens Auckland Baghdad Bangkok Barcelona Beijing Berlin Bern Bogota Boston Brussels Budapest "
-    "Cairo Chicago Copenhagen Dakar Delhi Dublin Geneva Hamburg Hanoi Havana Helsinki Istanbul Jakarta Kyiv Kyoto Lagos "
-    "Lima Lisbon Ljubljana London Lyon Madrid Manila Melbourne Milan Montreal Moscow Mumbai Munich Nairobi Naples Osaka "
-    "Oslo Paris Porto Prague Quito Reykjavik Riga Rome Santiago Seoul Shanghai Singapore Sofia Stockholm Sydney Tallinn "
-    "Tokyo Toronto Tunis Turin Vienna Vilnius Warsaw Zagreb Zurich"
-).split() + ["New York", "Los Angeles", "San Francisco", "Buenos Aires", "Cape Town", "Hong Kong", "São Paulo", "Mexico City"]
+CITIES: Final = listed(
+    "Amsterdam, Ankara, Athens, Auckland, Baghdad, Bangkok, Barcelona, Beijing, Berlin, Bern, Bogota, Boston, "
+    "Brussels, Budapest, Cairo, Chicago, Copenhagen, Dakar, Delhi, Dublin, Geneva, Hamburg, Hanoi, Havana, Helsinki, "
+    "Istanbul, Jakarta, Kyiv, Kyoto, Lagos, Lima, Lisbon, Ljubljana, London, Lyon, Madrid, Manila, Melbourne, Milan, "
+    "Montreal, Moscow, Mumbai, Munich, Nairobi, Naples, Osaka, Oslo, Paris, Porto, Prague, Quito, Reykjavik, Riga, "
+    "Rome, Santiago, Seoul, Shanghai, Singapore, Sofia, Stockholm, Sydney, Tallinn, Tokyo, Toronto, Tunis, Turin, "
+    "Vienna, Vilnius, Warsaw, Zagreb, Zurich, New York, Los Angeles, San Francisco, Buenos Aires, Cape Town, Hong "
+    "Kong, São Paulo, Mexico City",
+    separator=", ",
+)
 
-WORDS: Final = (
+WORDS: Final = listed(
     "apple river mountain candle window garden silver pencil orange ocean forest yellow basket bridge kitchen planet "
-    "summer winter music paper stone cloud letter mirror bottle camera dragon lantern feather guitar hammer island jacket "
-    "kettle ladder market needle onion parrot quiet rabbit saddle tiger umbrella violin wagon yogurt zebra python async "
-    "server token stream model worker queue cache weather coffee bread cheese train ticket hotel cheap best new old red "
-    "green blue small large fast slow happy sad open closed library history science football chess recipe soup travel"
-).split()
+    "summer winter music paper stone cloud letter mirror bottle camera dragon lantern feather guitar hammer island "
+    "jacket kettle ladder market needle onion parrot quiet rabbit saddle tiger umbrella violin wagon yogurt zebra "
+    "python async server token stream model worker queue cache weather coffee bread cheese train ticket hotel cheap "
+    "best new old red green blue small large fast slow happy sad open closed library history science football chess "
+    "recipe soup travel"
+)
 
-COLOURS: Final = "red blue green yellow orange purple pink black white grey brown turquoise violet gold silver".split()
+COLOURS: Final = listed("red blue green yellow orange purple pink black white grey brown turquoise violet gold silver")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from .chat import Message, assistant, user
-from .draw import Draw
+from .draw import Draw, listed
 
 
 class Fact(NamedTuple):
@@ -16,9 +16,10 @@ FACTS: Final = (
         "fastchat-serve is an asyncio-native server for large language models, the successor of FastChat's serving. "
         "One process can host the controller, the OpenAI API and any number of workers.",
         (
-            "What is fastchat-serve?", "What's fastchat-serve?", "Tell me about fastchat-serve.", "Explain fastchat-serve.",
-            "Describe fastchat-serve", "What does fastchat-serve do?", "What is this server?", "What is this project?",
-            "What is this software?", "Can you explain what fastchat-serve is?", "What is fastchat serve?",
+            "What is fastchat-serve?", "What's fastchat-serve?", "Tell me about fastchat-serve.",
+            "Explain fastchat-serve.", "Describe fastchat-serve", "What does fastchat-serve do?",
+            "What is this server?", "What is this project?", "What is this software?",
+            "Can you explain what fastchat-serve is?", "What is fastchat serve?",
             "Give me a short description of fastchat-serve.", "What do you know about fastchat-serve?",
         ),
     ),
@@ -27,9 +28,9 @@ FACTS: Final = (
         "real use.",
         (
             "Who are you?", "What are you?", "What is your name?", "What's your name?", "Introduce yourself.",
-            "Tell me about yourself.", "Which model are you?", "What model is this?", "Are you ChatGPT?", "Are you a human?",
-            "Are you a robot?", "Are you an AI?", "Which model am I talking to?", "Who am I talking to?", "Are you real?",
-            "Which LLM are you?", "What kind of model are you?",
+            "Tell me about yourself.", "Which model are you?", "What model is this?", "Are you ChatGPT?",
+            "Are you a human?", "Are you a robot?", "Are you an AI?", "Which model am I talking to?",
+            "Who am I talking to?", "Are you real?", "Which LLM are you?", "What kind of model are you?",
         ),
     ),
     Fact(
@@ -45,19 +46,21 @@ FACTS: Final = (
         "I was trained from scratch on two CPU cores, in about an hour, on conversations made by the scripts in "
         "plugins/fastchat-model-demo/train.",
         (
-            "How were you trained?", "Who made you?", "Who created you?", "Who trained you?", "Where do you come from?",
-            "How were you made?", "What were you trained on?", "What is your training data?", "Who built you?",
-            "How was this model trained?",
+            "How were you trained?", "Who made you?", "Who created you?", "Who trained you?",
+            "Where do you come from?", "How were you made?", "What were you trained on?",
+            "What is your training data?", "Who built you?", "How was this model trained?",
         ),
     ),
     Fact(
-        "Start it with `fastchat-serve --config conf/local.toml`, or without any file with `fastchat-serve --model demo`. "
+        "Start it with `fastchat-serve --config conf/local.toml`, or without any file with "
+        "`fastchat-serve --model demo`. "
         "Then open http://127.0.0.1:8000.",
         (
-            "How do I start it?", "How do I start fastchat-serve?", "How do I start the server?", "How to run fastchat-serve?",
-            "How can I launch the server?", "How do I run the server?", "Which command starts the server?",
-            "What is the command to start fastchat-serve?", "How do I launch fastchat-serve?", "How do I run it?",
-            "How to start fastchat-serve", "How can I start the server?",
+            "How do I start it?", "How do I start fastchat-serve?", "How do I start the server?",
+            "How to run fastchat-serve?", "How can I launch the server?", "How do I run the server?",
+            "Which command starts the server?", "What is the command to start fastchat-serve?",
+            "How do I launch fastchat-serve?", "How do I run it?", "How to start fastchat-serve",
+            "How can I start the server?",
         ),
     ),
     Fact(
@@ -73,9 +76,10 @@ FACTS: Final = (
         "There are backends for HF transformers, vLLM, SGLang, MLX, the HF Inference API and any OpenAI-compatible "
         "upstream, and the built-in echo engine for tests.",
         (
-            "Which engines are there?", "Which engines are supported?", "What engines can I use?", "Which backends exist?",
-            "Which backends are supported?", "Does fastchat-serve support vLLM?", "Can I use SGLang?", "Does it support MLX?",
-            "Can I use transformers?", "List the engines.", "List the backends.", "What backends does fastchat-serve have?",
+            "Which engines are there?", "Which engines are supported?", "What engines can I use?",
+            "Which backends exist?", "Which backends are supported?", "Does fastchat-serve support vLLM?",
+            "Can I use SGLang?", "Does it support MLX?", "Can I use transformers?", "List the engines.",
+            "List the backends.", "What backends does fastchat-serve have?",
             "Which engines does fastchat-serve support?",
         ),
     ),
@@ -83,35 +87,40 @@ FACTS: Final = (
         "Add a [[worker]] table to the config, with backend, model and names, for instance backend = \"hf\", "
         "model = \"demo\" and names = [\"demo\"].",
         (
-            "How do I add a model?", "How can I add a model?", "How do I serve another model?", "How to add a new model?",
-            "How do I add a second model?", "How can I serve my own model?", "How do I serve several models?",
-            "How do I load a model?", "How do I configure a model?", "How do I add another model?",
+            "How do I add a model?", "How can I add a model?", "How do I serve another model?",
+            "How to add a new model?", "How do I add a second model?", "How can I serve my own model?",
+            "How do I serve several models?", "How do I load a model?", "How do I configure a model?",
+            "How do I add another model?",
         ),
     ),
     Fact(
-        "A worker is an engine with slots, a queue and a life cycle. It can be local, in the same event loop, or remote, "
+        "A worker is an engine with slots, a queue and a life cycle. It can be local, in the same event loop, or "
+        "remote, "
         "behind HTTP.",
         (
-            "What is a worker?", "What's a worker?", "Explain what a worker is.", "What does a worker do?", "Define worker.",
-            "What is a worker in fastchat-serve?", "What are workers?", "Describe a worker.", "Can you explain workers?",
-            "What does worker mean?",
+            "What is a worker?", "What's a worker?", "Explain what a worker is.", "What does a worker do?",
+            "Define worker.", "What is a worker in fastchat-serve?", "What are workers?", "Describe a worker.",
+            "Can you explain workers?", "What does worker mean?",
         ),
     ),
     Fact(
-        "The controller knows which workers live and what they serve. It holds only soft state and learns it again after "
+        "The controller knows which workers live and what they serve. It holds only soft state and learns it again "
+        "after "
         "a restart.",
         (
-            "What is the controller?", "What is a controller?", "What does the controller do?", "Explain the controller.",
-            "Define controller.", "What's the controller?", "What is a controller in fastchat-serve?",
-            "Describe the controller.", "What is the controller for?", "What does controller mean?",
+            "What is the controller?", "What is a controller?", "What does the controller do?",
+            "Explain the controller.", "Define controller.", "What's the controller?",
+            "What is a controller in fastchat-serve?", "Describe the controller.", "What is the controller for?",
+            "What does controller mean?",
         ),
     ),
     Fact(
         "The dispatcher picks one worker for each request, by a policy.",
         (
-            "What is the dispatcher?", "What is a dispatcher?", "What does the dispatcher do?", "Explain the dispatcher.",
-            "Define dispatcher.", "What's a dispatcher?", "What is a dispatcher in fastchat-serve?",
-            "Describe the dispatcher.", "Who picks the worker?", "What does dispatcher mean?",
+            "What is the dispatcher?", "What is a dispatcher?", "What does the dispatcher do?",
+            "Explain the dispatcher.", "Define dispatcher.", "What's a dispatcher?",
+            "What is a dispatcher in fastchat-serve?", "Describe the dispatcher.", "Who picks the worker?",
+            "What does dispatcher mean?",
         ),
     ),
     Fact(
@@ -158,32 +167,36 @@ FACTS: Final = (
         (
             "Which policies are there?", "What policies exist?", "What is a policy?", "List the policies.",
             "Which dispatch policies are there?", "What dispatch policies can I use?", "How is a worker chosen?",
-            "Which policies can I use?", "What load balancing policies exist?", "Which load balancing policies are there?",
-            "How does load balancing work?", "What policies does fastchat-serve have?",
+            "Which policies can I use?", "What load balancing policies exist?",
+            "Which load balancing policies are there?", "How does load balancing work?",
+            "What policies does fastchat-serve have?",
         ),
     ),
     Fact(
         "fastchat-serve is licensed under Apache-2.0.",
         (
             "What licence does it have?", "What is the license?", "Which license does fastchat-serve have?",
-            "What licence is it?", "Under which licence is it published?", "Is it open source?", "What is the licence?",
-            "Is fastchat-serve open source?", "Which licence does fastchat-serve use?", "What license is used?",
+            "What licence is it?", "Under which licence is it published?", "Is it open source?",
+            "What is the licence?", "Is fastchat-serve open source?", "Which licence does fastchat-serve use?",
+            "What license is used?",
         ),
     ),
     Fact(
         "Put the keys into the [api] table: keys = [\"...\"], or keys_file. Entries may be sha256 hashes.",
         (
-            "How do I set api keys?", "How do I set an API key?", "Where do I put API keys?", "How do I protect the API?",
-            "How can I add an API key?", "How do API keys work?", "How do I configure API keys?", "How to set api keys",
-            "Do I need an API key?", "How do I add authentication?", "How can I set API keys?",
+            "How do I set api keys?", "How do I set an API key?", "Where do I put API keys?",
+            "How do I protect the API?", "How can I add an API key?", "How do API keys work?",
+            "How do I configure API keys?", "How to set api keys", "Do I need an API key?",
+            "How do I add authentication?", "How can I set API keys?",
         ),
     ),
     Fact(
         "It listens on 127.0.0.1, port 8000, unless the [server] table says otherwise.",
         (
-            "What port does it use?", "Which port is used?", "What is the port?", "Which port does the server listen on?",
-            "What is the default port?", "On which port does it run?", "Where does the server listen?", "What port?",
-            "How do I change the port?", "Which address does it listen on?", "What port does fastchat-serve listen on?",
+            "What port does it use?", "Which port is used?", "What is the port?",
+            "Which port does the server listen on?", "What is the default port?", "On which port does it run?",
+            "Where does the server listen?", "What port?", "How do I change the port?",
+            "Which address does it listen on?", "What port does fastchat-serve listen on?",
         ),
     ),
     Fact(
@@ -191,17 +204,20 @@ FACTS: Final = (
         "generate_stream; then prove it with the kit in fastchat_serve.testing.",
         (
             "How do I write a backend?", "How to write a backend?", "How can I write my own backend?",
-            "How do I write an engine?", "How do I make a plugin?", "How do I write a plugin?", "How do I add an engine?",
-            "How can I support a new library?", "How do I create a backend?", "How can I write a backend?",
+            "How do I write an engine?", "How do I make a plugin?", "How do I write a plugin?",
+            "How do I add an engine?", "How can I support a new library?", "How do I create a backend?",
+            "How can I write a backend?",
         ),
     ),
     Fact(
-        "Send SIGTERM or run `fastchat-serve drain`. The worker takes nothing new, finishes or moves what it accepted, and "
+        "Send SIGTERM or run `fastchat-serve drain`. The worker takes nothing new, finishes or moves what it "
+        "accepted, and "
         "exits with 0.",
         (
             "How do I drain a worker?", "How to drain?", "How do I drain?", "How do I stop the server?",
-            "How do I shut it down?", "What is draining?", "What does drain do?", "How can I stop a worker gracefully?",
-            "How do I stop it?", "How do I shut down the server?", "How do I stop fastchat-serve?", "How can I drain a worker?",
+            "How do I shut it down?", "What is draining?", "What does drain do?",
+            "How can I stop a worker gracefully?", "How do I stop it?", "How do I shut down the server?",
+            "How do I stop fastchat-serve?", "How can I drain a worker?",
         ),
     ),
     Fact(
@@ -242,8 +258,8 @@ FACTS: Final = (
         "Point the openai SDK to base_url = \"http://127.0.0.1:8000/v1\" and name the model \"demo\".",
         (
             "How do I use the OpenAI SDK?", "How do I use it with openai?", "Does it work with the OpenAI SDK?",
-            "How do I connect the openai client?", "Is it OpenAI compatible?", "What is the base_url?", "What is the base url?",
-            "How do I call the API from Python?", "How can I use the openai client?",
+            "How do I connect the openai client?", "Is it OpenAI compatible?", "What is the base_url?",
+            "What is the base url?", "How do I call the API from Python?", "How can I use the openai client?",
         ),
     ),
     Fact(
@@ -252,7 +268,8 @@ FACTS: Final = (
         (
             "How do I use several hosts?", "How do I run it on many machines?", "How do I build a cluster?",
             "How do I split the roles?", "Can it run on several machines?", "How do I add a host?",
-            "How do I connect a worker on another host?", "How do I use multiple machines?", "How can I use several hosts?",
+            "How do I connect a worker on another host?", "How do I use multiple machines?",
+            "How can I use several hosts?",
         ),
     ),
     Fact(
@@ -265,17 +282,21 @@ FACTS: Final = (
         ),
     ),
     Fact(
-        "FastChat is the older project whose serving fastchat-serve succeeds: a controller, model workers and an OpenAI API "
+        "FastChat is the older project whose serving fastchat-serve succeeds: a controller, model workers and an "
+        "OpenAI API "
         "server as separate processes.",
         (
-            "What is FastChat?", "What's FastChat?", "Tell me about FastChat.", "Explain FastChat.", "What was FastChat?",
-            "What do you know about FastChat?", "Describe FastChat.",
+            "What is FastChat?", "What's FastChat?", "Tell me about FastChat.", "Explain FastChat.",
+            "What was FastChat?", "What do you know about FastChat?", "Describe FastChat.",
         ),
     ),
 )  # fmt: skip
 
 FOREIGN: Final = (
-    ("Was ist fastchat-serve?", "fastchat-serve ist ein asyncio-Server für große Sprachmodelle, der Nachfolger von FastChat."),
+    (
+        "Was ist fastchat-serve?",
+        "fastchat-serve ist ein asyncio-Server für große Sprachmodelle, der Nachfolger von FastChat.",
+    ),
     ("Wer bist du?", "Ich bin ein winziges Demonstrationsmodell in fastchat-serve, nicht für den Ernstfall gemacht."),
     ("Qu'est-ce que fastchat-serve ?", "fastchat-serve est un serveur asyncio pour grands modèles de langage."),
     ("Qui es-tu ?", "Je suis un tout petit modèle de démonstration, embarqué dans fastchat-serve."),
@@ -293,14 +314,28 @@ FOREIGN: Final = (
 
 CAPITALS: Final = dict(
     pair.split(":")
-    for pair in (
+    for pair in listed(
         "France:Paris,Germany:Berlin,Italy:Rome,Spain:Madrid,Portugal:Lisbon,Austria:Vienna,Japan:Tokyo,China:Beijing,"
         "Poland:Warsaw,Greece:Athens,Sweden:Stockholm,Norway:Oslo,Finland:Helsinki,Denmark:Copenhagen,England:London,"
-        "Ireland:Dublin,Egypt:Cairo,Turkey:Ankara,Peru:Lima,Cuba:Havana,Kenya:Nairobi,Hungary:Budapest,Latvia:Riga"
-    ).split(",")
+        "Ireland:Dublin,Egypt:Cairo,Turkey:Ankara,Peru:Lima,Cuba:Havana,Kenya:Nairobi,Hungary:Budapest,Latvia:Riga",
+        separator=",",
+    )
 )
 
-OPENINGS: Final = ("", "", "", "", "", "Hi! ", "Please tell me: ", "Hello, ", "Quick question: ", "So, ", "OK. ", "Hey. ")
+OPENINGS: Final = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Hi! ",
+    "Please tell me: ",
+    "Hello, ",
+    "Quick question: ",
+    "So, ",
+    "OK. ",
+    "Hey. ",
+)
 
 
 def loosen(draw: Draw, question: str) -> str:

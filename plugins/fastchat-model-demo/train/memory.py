@@ -25,13 +25,15 @@ KINDS: Final = (
     Kind(
         Draw.name,
         (
-            "My name is {0}.", "I am {0}.", "Hi, I'm {0}.", "Hello, my name is {0}.", "my name is {0}", "Call me {0}.", "Hi! My name is {0}",
-            "I'm {0}", "They call me {0}.", "Hello! I am {0}.", "My name is {0}. Please remember it.", "Hey, I'm {0}!", "My name's {0}.",
+            "My name is {0}.", "I am {0}.", "Hi, I'm {0}.", "Hello, my name is {0}.", "my name is {0}", "Call me {0}.",
+            "Hi! My name is {0}", "I'm {0}", "They call me {0}.", "Hello! I am {0}.",
+            "My name is {0}. Please remember it.", "Hey, I'm {0}!", "My name's {0}.",
         ),
         NICE,
         (
-            "What is my name?", "What's my name?", "Who am I?", "Do you remember my name?", "what is my name", "Tell me my name.",
-            "Do you know my name?", "What am I called?", "And what is my name?", "What was my name?", "What's my name again?",
+            "What is my name?", "What's my name?", "Who am I?", "Do you remember my name?", "what is my name",
+            "Tell me my name.", "Do you know my name?", "What am I called?", "And what is my name?",
+            "What was my name?", "What's my name again?",
         ),
         "Your name is {0}.",
     ),
@@ -65,53 +67,100 @@ KINDS: Final = (
     ),
     Kind(
         Draw.colour,
-        ("My favourite colour is {0}.", "My favorite color is {0}.", "I like {0} best of all colours.", "I love the colour {0}.", "my favorite color is {0}"),
+        (
+            "My favourite colour is {0}.", "My favorite color is {0}.", "I like {0} best of all colours.",
+            "I love the colour {0}.", "my favorite color is {0}",
+        ),
         NOTED,
-        ("What is my favourite colour?", "What is my favorite color?", "Which colour do I like?", "what's my favorite color?", "What colour do I love?"),
+        (
+            "What is my favourite colour?", "What is my favorite color?", "Which colour do I like?",
+            "what's my favorite color?", "What colour do I love?",
+        ),
         "Your favourite colour is {0}.",
     ),
     Kind(
         lambda draw: str(draw.number(5)),
-        ("My number is {0}.", "My favourite number is {0}.", "Remember the number {0}.", "Remember this number: {0}", "My lucky number is {0}."),
+        (
+            "My number is {0}.", "My favourite number is {0}.", "Remember the number {0}.",
+            "Remember this number: {0}", "My lucky number is {0}.",
+        ),
         NOTED,
-        ("What is my number?", "What was my number?", "What number did I tell you?", "Which number did I give you?", "What was the number?"),
+        (
+            "What is my number?", "What was my number?", "What number did I tell you?", "Which number did I give you?",
+            "What was the number?",
+        ),
         "Your number is {0}.",
     ),
     Kind(
         Draw.city,
-        ("I live in {0}.", "I am from {0}.", "I come from {0}.", "My home is in {0}.", "I was born in {0}.", "My city is {0}."),
+        (
+            "I live in {0}.", "I am from {0}.", "I come from {0}.", "My home is in {0}.", "I was born in {0}.",
+            "My city is {0}.",
+        ),
         NOTED,
-        ("Where do I live?", "Where am I from?", "Which city do I live in?", "Where do I come from?", "What is my city?", "Which city am I from?"),
+        (
+            "Where do I live?", "Where am I from?", "Which city do I live in?", "Where do I come from?",
+            "What is my city?", "Which city am I from?",
+        ),
         "You are from {0}.",
     ),
     Kind(
         Draw.word,
-        ("The password is {0}.", "The secret word is {0}.", "Remember the word {0}.", "Remember this word: {0}", "The magic word is {0}.", "The code word is {0}."),
+        (
+            "The password is {0}.", "The secret word is {0}.", "Remember the word {0}.", "Remember this word: {0}",
+            "The magic word is {0}.", "The code word is {0}.",
+        ),
         NOTED,
-        ("What is the password?", "What is the secret word?", "Which word did I tell you?", "What was the word?", "What is the magic word?", "What was the secret word?"),
+        (
+            "What is the password?", "What is the secret word?", "Which word did I tell you?", "What was the word?",
+            "What is the magic word?", "What was the secret word?",
+        ),
         "The word is {0}.",
     ),
     Kind(
         Draw.name,
-        ("My dog is called {0}.", "My cat's name is {0}.", "I have a dog named {0}.", "I have a cat named {0}.", "My pet is called {0}."),
+        (
+            "My dog is called {0}.", "My cat's name is {0}.", "I have a dog named {0}.", "I have a cat named {0}.",
+            "My pet is called {0}.",
+        ),
         NOTED,
-        ("What is my pet called?", "What is the name of my pet?", "What is my dog called?", "What's my cat's name?", "What is my dog's name?"),
+        (
+            "What is my pet called?", "What is the name of my pet?", "What is my dog called?", "What's my cat's name?",
+            "What is my dog's name?",
+        ),
         "Your pet is called {0}.",
     ),
 )  # fmt: skip
 
 AGAIN: Final = (
-    "Repeat your last answer.", "Say that again.", "Repeat that.", "What did you just say?", "Again, please.", "Can you repeat that?", "repeat your answer",
-    "Please repeat your last answer.", "Once more, please.", "Could you say that again?",
+    "Repeat your last answer.", "Say that again.", "Repeat that.", "What did you just say?", "Again, please.",
+    "Can you repeat that?", "repeat your answer", "Please repeat your last answer.", "Once more, please.",
+    "Could you say that again?",
 )  # fmt: skip
-MY_FIRST: Final = ("What did I say first?", "What was my first message?", "Repeat my first message.", "What was the first thing I said?", "What did I ask first?")
-MY_LAST: Final = ("What did I just say?", "What was my last message?", "Repeat my last message.", "Repeat what I just said.", "What did I just ask?")
+MY_FIRST: Final = (
+    "What did I say first?",
+    "What was my first message?",
+    "Repeat my first message.",
+    "What was the first thing I said?",
+    "What did I ask first?",
+)
+MY_LAST: Final = (
+    "What did I just say?",
+    "What was my last message?",
+    "Repeat my last message.",
+    "Repeat what I just said.",
+    "What did I just ask?",
+)
 
 Between = Callable[[Draw], list[Message]]
 
 
 def pause(draw: Draw, between: Between, most: int = 3) -> list[Message]:
-    return [message for _ in range(draw.rng.choices(range(most + 1), [5, 3, 1, 1][: most + 1])[0]) for message in between(draw)]
+    return [
+        message
+        for _ in range(draw.rng.choices(range(most + 1), [5, 3, 1, 1][: most + 1])[0])
+        for message in between(draw)
+    ]
 
 
 def recall(draw: Draw, between: Between) -> list[Message]:
@@ -131,17 +180,30 @@ def recall(draw: Draw, between: Between) -> list[Message]:
 def introduction(draw: Draw, between: Between) -> list[Message]:
     """Two values in one sentence."""
     name, city = draw.name(), draw.city()
-    told = ("My name is {0} and I live in {1}.", "I am {0} from {1}.", "Hi, I'm {0} and I come from {1}.", "I'm {0}, I live in {1}.")
+    told = (
+        "My name is {0} and I live in {1}.",
+        "I am {0} from {1}.",
+        "Hi, I'm {0} and I come from {1}.",
+        "I'm {0}, I live in {1}.",
+    )
     first = [user(draw.phrase(told).format(name, city)), assistant(draw.rng.choice(NICE).format(name))]
-    asked, answer = (KINDS[0].asked, f"Your name is {name}.") if draw.chance(0.5) else (KINDS[7].asked, f"You are from {city}.")
+    asked, answer = (
+        (KINDS[0].asked, f"Your name is {name}.") if draw.chance(0.5) else (KINDS[7].asked, f"You are from {city}.")
+    )
     return [*first, *pause(draw, between), user(draw.phrase(asked)), assistant(answer)]
 
 
 def from_system(draw: Draw) -> Conversation:
     """A fact in the system turn, asked for by the user."""
     name, city = draw.name(), draw.city()
-    told = ("The user's name is {0}. They live in {1}.", "You talk to {0}, who lives in {1}.", "The user is called {0} and comes from {1}.")
-    asked, answer = (KINDS[0].asked, f"Your name is {name}.") if draw.chance(0.6) else (KINDS[7].asked, f"You are from {city}.")
+    told = (
+        "The user's name is {0}. They live in {1}.",
+        "You talk to {0}, who lives in {1}.",
+        "The user is called {0} and comes from {1}.",
+    )
+    asked, answer = (
+        (KINDS[0].asked, f"Your name is {name}.") if draw.chance(0.6) else (KINDS[7].asked, f"You are from {city}.")
+    )
     system: Message = {"role": "system", "content": draw.rng.choice(told).format(name, city)}
     return Conversation([system, user(draw.phrase(asked)), assistant(answer)])
 

@@ -7,7 +7,7 @@ question in digits, which lets all phrasings share one memory.
 from typing import Final
 
 from .chat import Message, assistant, user
-from .draw import Draw
+from .draw import Draw, listed
 
 LARGEST: Final = 20
 TOO_BIG: Final = "That is too big for me: I only know sums up to 20."
@@ -19,28 +19,30 @@ PLUS: Final = (
     "I have {a} apples and get {b} more. How many do I have?", "what is {a} plus {b}", "What does {a} + {b} make?",
     "Can you add {a} and {b}?", "Was ist {a} + {b}?", "Wie viel ist {a} plus {b}?", "Was ergibt {a} plus {b}?",
     "Rechne {a} + {b}.", "Combien font {a} + {b} ?", "Combien font {a} plus {b} ?", "Calcule {a} + {b}.",
-    "¿Cuánto es {a} + {b}?", "¿Cuánto es {a} más {b}?", "Suma {a} y {b}.", "Quanto fa {a} + {b}?", "Quanto fa {a} più {b}?",
-    "Quanto é {a} + {b}?", "Quanto é {a} mais {b}?", "{a} + {b} 等于多少？", "{a}加{b}等于几？", "{a} + {b} は？", "{a}足す{b}は？",
-    "What is {a} + {b}? Answer with a number.", "Do you know what {a} plus {b} is?", "Hey, what is {a} + {b}?",
-    "Tell me what {a} + {b} is.",
+    "¿Cuánto es {a} + {b}?", "¿Cuánto es {a} más {b}?", "Suma {a} y {b}.", "Quanto fa {a} + {b}?",
+    "Quanto fa {a} più {b}?", "Quanto é {a} + {b}?", "Quanto é {a} mais {b}?", "{a} + {b} 等于多少？",
+    "{a}加{b}等于几？", "{a} + {b} は？", "{a}足す{b}は？", "What is {a} + {b}? Answer with a number.",
+    "Do you know what {a} plus {b} is?", "Hey, what is {a} + {b}?", "Tell me what {a} + {b} is.",
 )  # fmt: skip
 MINUS: Final = (
     "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} - {b} =", "How much is {a} minus {b}?", "What's {a} minus {b}?",
-    "Subtract {b} from {a}.", "{a} minus {b}", "Compute {a} - {b}.", "Was ist {a} - {b}?", "Wie viel ist {a} minus {b}?",
-    "Combien font {a} - {b} ?", "¿Cuánto es {a} menos {b}?", "{a} - {b} 等于多少？", "what is {a} minus {b}?",
+    "Subtract {b} from {a}.", "{a} minus {b}", "Compute {a} - {b}.", "Was ist {a} - {b}?",
+    "Wie viel ist {a} minus {b}?", "Combien font {a} - {b} ?", "¿Cuánto es {a} menos {b}?", "{a} - {b} 等于多少？",
+    "what is {a} minus {b}?",
 )  # fmt: skip
 TIMES: Final = (
-    "What is {a} * {b}?", "{a}*{b}", "{a} x {b}", "How much is {a} times {b}?", "What's {a} times {b}?", "{a} times {b}",
-    "Multiply {a} by {b}.", "Was ist {a} mal {b}?", "Combien font {a} fois {b} ?", "what is {a} times {b}?",
+    "What is {a} * {b}?", "{a}*{b}", "{a} x {b}", "How much is {a} times {b}?", "What's {a} times {b}?",
+    "{a} times {b}", "Multiply {a} by {b}.", "Was ist {a} mal {b}?", "Combien font {a} fois {b} ?",
+    "what is {a} times {b}?",
 )  # fmt: skip
 PLUS_MORE: Final = (
     "And plus {b}?", "And plus {b} more?", "Plus {b}?", "and plus {b}", "+ {b}", "Now add {b}.", "Add {b} to that.",
     "And {b} more?", "Und plus {b}?", "Now add {b} to it.", "and now plus {b}?",
 )  # fmt: skip
-NUMERALS: Final = (
+NUMERALS: Final = listed(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
-).split()
+)
 SPELLED: Final = (
     "What is {a} plus {b}?", "{a} plus {b}", "Add {a} and {b}.", "How much is {a} plus {b}?", "What's {a} plus {b}?",
     "what is {a} plus {b}",

@@ -1,4 +1,4 @@
-"""What commands that run engines share: the config from the arguments, and progress on the terminal."""
+"""What commands that run engines share: the config from the arguments, progress on the terminal, failures to load."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastchat_serve import hookspecs
 from fastchat_serve.app import LogProgress
 from fastchat_serve.config import Config
 from fastchat_serve.configfile.load import config_for_model, load_config
-from fastchat_serve.errors import ConfigError
+from fastchat_serve.errors import ConfigError, StartupError
 
-__all__ = ["config_from", "loading_progress"]
+__all__ = ["config_from", "first_failure", "loading_progress"]
 
 
 def config_from(args: argparse.Namespace) -> Config:
@@ -54,3 +54,18 @@ def loading_progress() -> Iterator[hookspecs.Progress]:
         yield report
     finally:
         progress.stop()
+
+
+def first_failure(group: BaseExceptionGroup[StartupError]) -> StartupError:
+    """The first of the failures of engines that were loading side by side; the others become its notes."""
+    leaves: list[StartupError] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        elif isinstance(error, StartupError):
+            leaves.append(error)
+    for other in leaves[1:]:
+        leaves[0].add_note(str(other))
+    return leaves[0]

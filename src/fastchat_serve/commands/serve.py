@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import ExitStack
 
 import anyio
 
 from fastchat_serve.app import Application
-from fastchat_serve.commands.configured import config_from, loading_progress
+from fastchat_serve.commands.configured import config_from, first_failure, loading_progress
 from fastchat_serve.config import Server
 from fastchat_serve.errors import StartupError
 from fastchat_serve.server import bind, serve
@@ -21,29 +22,15 @@ def run(args: argparse.Namespace) -> int:
     """Bind, load, serve."""
     config = config_from(args)
     _set_up_logging(config.server)
-    with loading_progress() as progress:
-        application = Application(config, progress=progress)
+    with ExitStack() as until_ready:
+        application = Application(config, progress=until_ready.enter_context(loading_progress()))
         bound = bind(config.server)
+        options = {"use_uvloop": sys.platform != "win32"}
         try:
-            anyio.run(serve, application, bound, backend_options={"use_uvloop": sys.platform != "win32"})
+            anyio.run(serve, application, bound, until_ready.close, backend_options=options)
         except* StartupError as group:
-            raise _first(group) from None
+            raise first_failure(group) from None
     return 0
-
-
-def _first(group: BaseExceptionGroup[StartupError]) -> StartupError:
-    """The first of the failures of engines that were loading side by side; the others become its notes."""
-    leaves: list[StartupError] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop()
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        elif isinstance(error, StartupError):
-            leaves.append(error)
-    for other in leaves[1:]:
-        leaves[0].add_note(str(other))
-    return leaves[0]
 
 
 def _set_up_logging(server: Server) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import (
@@ -18,30 +19,34 @@ from fastchat_serve.engine import (
     TextPrompt,
     required_capabilities,
 )
-from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupported
+from fastchat_serve.errors import ModelNotFound, Overloaded, ServeError, Unavailable, Unsupported
 from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.worker.base import Worker, WorkerState
 
 __all__ = ["Dispatcher"]
 
-_PARAM = {
-    Capability.CHAT: "messages",
-    Capability.TOOLS: "tools",
-    Capability.EMBED: "model",
-    Capability.LOGPROBS: "logprobs",
-    Capability.PROMPT_LOGPROBS: "logprobs",
-    Capability.LOGIT_BIAS: "logit_bias",
-    Capability.JSON_OBJECT: "response_format",
-    Capability.JSON_SCHEMA: "response_format",
-    Capability.REGEX: "structured_outputs",
-    Capability.GRAMMAR: "structured_outputs",
-    Capability.CHOICE: "structured_outputs",
-}
-_ADVICE = {
-    Capability.CHAT: "it has no chat template. Configure one (chat_template), or use /v1/completions",
-    Capability.GENERATE: "it makes embeddings only. Use /v1/embeddings",
-    Capability.EMBED: "it makes no embeddings",
-}
+_PARAM: Mapping[Capability, str] = MappingProxyType(
+    {
+        Capability.CHAT: "messages",
+        Capability.TOOLS: "tools",
+        Capability.EMBED: "model",
+        Capability.LOGPROBS: "logprobs",
+        Capability.PROMPT_LOGPROBS: "logprobs",
+        Capability.LOGIT_BIAS: "logit_bias",
+        Capability.JSON_OBJECT: "response_format",
+        Capability.JSON_SCHEMA: "response_format",
+        Capability.REGEX: "structured_outputs",
+        Capability.GRAMMAR: "structured_outputs",
+        Capability.CHOICE: "structured_outputs",
+    }
+)
+_ADVICE: Mapping[Capability, str] = MappingProxyType(
+    {
+        Capability.CHAT: "it has no chat template. Configure one (chat_template), or use /v1/completions",
+        Capability.GENERATE: "it makes embeddings only. Use /v1/embeddings",
+        Capability.EMBED: "it makes no embeddings",
+    }
+)
 
 
 class Dispatcher:
@@ -65,20 +70,25 @@ class Dispatcher:
         Raises:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
-        workers = self.able(model, required_capabilities(request))
-        while True:
-            worker = self._choose(model, workers)
+        refusal: ServeError | None = None
+        for worker in self._in_turn(model, required_capabilities(request)):
             try:
                 return worker.start(request, sink)
-            except Overloaded:
-                workers = [other for other in workers if other is not worker]
-                if not workers:
-                    raise
+            except (Overloaded, Unavailable) as error:
+                refusal = refusal or error
+        assert refusal is not None  # there was at least one worker
+        raise refusal
 
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
-        worker = self._choose(model, self.able(model, frozenset({Capability.EMBED})))
-        return await worker.embed(request)
+        refusal: ServeError | None = None
+        for worker in self._in_turn(model, frozenset({Capability.EMBED})):
+            try:
+                return await worker.embed(request)
+            except Overloaded as error:
+                refusal = refusal or error
+        assert refusal is not None  # there was at least one worker
+        raise refusal
 
     async def tokenize(self, model: str, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
         needed = {Capability.TOKENIZE} | ({Capability.CHAT} if isinstance(prompt, ChatPrompt) else set())
@@ -100,6 +110,14 @@ class Dispatcher:
         if not able:
             raise _unsupported(model, needed - ready[0].info.capabilities)
         return able
+
+    def _in_turn(self, model: str, needed: frozenset[Capability]) -> Iterator[Worker]:
+        """The policy's choice, then its choice among the others, and so on. Raises as `able` does."""
+        workers = list(self.able(model, needed))
+        while workers:
+            worker = self._choose(model, workers)
+            yield worker
+            workers.remove(worker)
 
     def _choose(self, model: str, workers: Sequence[Worker]) -> Worker:
         if len(workers) == 1:

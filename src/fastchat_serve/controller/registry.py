@@ -42,7 +42,7 @@ class Registry:
         return tuple(sorted(self._by_model))
 
     def serving(self, model: str) -> tuple[Worker, ...]:
-        """The workers of a model, in whatever state; empty if nobody ever served it."""
+        """The workers of a model, in whatever state; empty if none is listed for it."""
         return self._by_model.get(model, ())
 
     def since(self, model: str) -> int:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from litestar import Request
 from litestar.exceptions import HTTPException
 from litestar.types import ExceptionHandlersMap
 
@@ -20,6 +20,7 @@ from fastchat_serve.errors import (
     UnsupportedMediaType,
 )
 from fastchat_serve.routes.exchange import Header, request_id
+from fastchat_serve.routes.response import IdentifiedResponse
 
 __all__ = ["EXCEPTION_HANDLERS", "error_body", "error_headers"]
 
@@ -49,23 +50,23 @@ def error_headers(error: ServeError) -> list[Header]:
     return headers
 
 
-def _render(request: _Request, error: ServeError) -> Response[bytes]:
+def _render(_: _Request, error: ServeError, allow: str = "") -> IdentifiedResponse[bytes]:
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    headers["x-request-id"] = request_id(request.scope)
-    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+    if allow:
+        headers["allow"] = allow
+    return IdentifiedResponse(
+        error_body(error), status_code=error.status, headers=headers, media_type="application/json"
+    )
 
 
-def _serve_error(request: _Request, error: ServeError) -> Response[bytes]:
-    return _render(request, error)
-
-
-def _http_error(request: _Request, error: HTTPException) -> Response[bytes]:
+def _http_error(request: _Request, error: HTTPException) -> IdentifiedResponse[bytes]:
     """What Litestar raises by itself: unknown routes, wrong methods, bad parameters."""
     match error.status_code:
         case 404:
             ours: ServeError = NotFound("There is no such route. GET /schema lists those that exist.")
         case 405:
-            ours = MethodNotAllowed("This route does not have that method.")
+            allow = (error.headers or {}).get("allow", "")
+            return _render(request, MethodNotAllowed(f"This route answers {allow} only."), allow)
         case 413:
             ours = PayloadTooLarge("The body is too long.")
         case 415:
@@ -77,13 +78,13 @@ def _http_error(request: _Request, error: HTTPException) -> Response[bytes]:
     return _render(request, ours)
 
 
-def _unexpected(request: _Request, error: Exception) -> Response[bytes]:
+def _unexpected(request: _Request, error: Exception) -> IdentifiedResponse[bytes]:
     logger.error("Request %s failed unexpectedly.", request_id(request.scope), exc_info=error)
     return _render(request, _Unexpected("The server failed on this request. Its log says why, under the request's id."))
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {
-    ServeError: _serve_error,
+    ServeError: _render,
     HTTPException: _http_error,
     Exception: _unexpected,
 }

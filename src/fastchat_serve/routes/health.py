@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from litestar import Response, get
+from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.routes.auth import PUBLIC
 from fastchat_serve.routes.openapi import documented
+from fastchat_serve.routes.response import IdentifiedResponse
 
 __all__ = ["health_handlers"]
 
@@ -31,9 +32,11 @@ def health_handlers(registry: Registry) -> list[HTTPRouteHandler]:
     def health() -> Health:
         return Health("ok")
 
-    @get("/ready", opt=PUBLIC | documented("Are all models served?", "operators", Readiness), sync_to_thread=False)
-    def ready() -> Response[Readiness]:
+    about_ready = documented("Are all models served?", "operators", Readiness, unavailable=Readiness)
+
+    @get("/ready", opt=PUBLIC | about_ready, sync_to_thread=False)
+    def ready() -> IdentifiedResponse[Readiness]:
         models = {name: tuple(worker.state.value for worker in registry.serving(name)) for name in registry.models}
-        return Response(Readiness(registry.ready, models), status_code=200 if registry.ready else 503)
+        return IdentifiedResponse(Readiness(registry.ready, models), status_code=200 if registry.ready else 503)
 
     return [health, ready]

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import asgi
+from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
-from fastchat_serve.errors import MethodNotAllowed
 from fastchat_serve.routes.exchange import Exchange
 
 __all__ = ["hot_post"]
@@ -25,7 +25,7 @@ def hot_post(path: str, handle: Callable[[Exchange], Awaitable[None]], opt: dict
     @asgi(path, copy_scope=False, opt=opt)
     async def handler(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":  # type: ignore[typeddict-item]
-            raise MethodNotAllowed(f"{path} answers POST only.")
+            raise MethodNotAllowedException(headers={"allow": "POST"})
         await handle(Exchange(scope, receive, send))
 
     return handler

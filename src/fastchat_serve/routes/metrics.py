@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
-from litestar import Response, get
+from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import Usage
 from fastchat_serve.errors import ServeError
 from fastchat_serve.routes.openapi import documented
+from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.worker.base import WorkerState
 
 __all__ = ["Metrics", "Observation", "Operation"]
@@ -88,9 +88,12 @@ class Metrics:
     def handler(self) -> HTTPRouteHandler:
         """The route. It needs a key like any other."""
 
-        @get("/metrics", opt=documented("Metrics for Prometheus, as text", "operators", str), sync_to_thread=False)
-        def metrics() -> Response[bytes]:
-            return Response(generate_latest(self.collectors), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        opt = documented("Metrics for Prometheus, as text", "operators", str, media_type="text/plain")
+
+        @get("/metrics", opt=opt, sync_to_thread=False)
+        def metrics() -> IdentifiedResponse[bytes]:
+            # Litestar adds "; charset=utf-8", as the format has it.
+            return IdentifiedResponse(generate_latest(self.collectors), media_type="text/plain; version=0.0.4")
 
         return metrics
 
@@ -118,7 +121,9 @@ class Observation:
         self._finished = False
 
     def first_token(self) -> None:
-        """The first token is on its way."""
+        """A token is on its way; only the first call counts."""
+        if self._first_s is not None:
+            return
         self._first_s = time.monotonic()
         self._children.first_token.observe(self._first_s - self._arrived_s)
 

@@ -7,16 +7,18 @@ handler signatures, which hot routes do not have.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from msgspec import Struct
 
 from fastchat_serve import __version__
 from fastchat_serve.protocol.openai import ErrorEnvelope
+from fastchat_serve.routes.response import IdentifiedResponse
 
 __all__ = ["Documented", "documented", "schema_handler"]
 
@@ -28,7 +30,7 @@ class Documented(Struct, frozen=True):
     """What the document says of one route.
 
     `request`, `reply` and `events` are types: of the JSON body, of the JSON reply, and of the data of a
-    streamed event.
+    streamed event. `unavailable` is the reply's type under status 503, where that is no error.
     """
 
     summary: str
@@ -36,7 +38,14 @@ class Documented(Struct, frozen=True):
     reply: Any
     request: Any = None
     events: Any = None
+    unavailable: Any = None
     method: str = "GET"
+    media_type: str = "application/json"
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """All that are set."""
+        return tuple(kind for kind in (self.reply, self.request, self.events, self.unavailable) if kind is not None)
 
 
 def documented(summary: str, tag: str, reply: Any, **more: Any) -> dict[str, Documented]:
@@ -48,21 +57,23 @@ def schema_handler() -> HTTPRouteHandler:
     """``GET /schema``. Plain JSON: a page that shows it would load scripts from elsewhere."""
 
     @get("/schema", opt=documented("This document", "operators", dict[str, Any]), sync_to_thread=False)
-    def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return Response(msgspec.json.encode(_document(request.app)), media_type="application/json")
+    def schema(request: Request[Any, Any, Any]) -> IdentifiedResponse[bytes]:
+        return IdentifiedResponse(msgspec.json.encode(_document(request.app)), media_type="application/json")
 
     return schema
 
 
 def _document(app: Litestar) -> dict[str, Any]:
-    routes = [(route.path_format, said) for route in app.routes for said in _said_of(route)]
-    types = {kind for _, said in routes for kind in (said.reply, said.request, said.events) if kind is not None}
-    kinds = [ErrorEnvelope, *sorted(types, key=str)]
+    routes = list(_documented_routes(app))
+    kinds = [ErrorEnvelope, *sorted({kind for _, said, _ in routes for kind in said.types}, key=str)]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     schema_of = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for path, said in routes:
-        paths.setdefault(path, {})[said.method.lower()] = _operation(path, said, schema_of)
+    for path, said, public in routes:
+        operation = _operation(path, said, schema_of)
+        if public:
+            operation["security"] = []
+        paths.setdefault(path, {})[said.method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "fastchat-serve", "version": __version__},
@@ -75,13 +86,17 @@ def _document(app: Litestar) -> dict[str, Any]:
     }
 
 
-def _said_of(route: Any) -> list[Documented]:
-    handlers = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
-    return [handler.opt[_KEY] for handler in handlers if _KEY in handler.opt]
+def _documented_routes(app: Litestar) -> Iterator[tuple[str, Documented, bool]]:
+    """Path, what is said of it, and whether it needs no key."""
+    for route in app.routes:
+        handlers: Any = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
+        for handler in handlers:
+            if _KEY in handler.opt:
+                yield route.path_format, handler.opt[_KEY], bool(handler.opt.get("public"))
 
 
 def _operation(path: str, said: Documented, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    good = {"application/json": {"schema": schema_of[said.reply]}}
+    good = {said.media_type: {"schema": schema_of[said.reply]}}
     if said.events is not None:
         good["text/event-stream"] = {"schema": schema_of[said.events]}
     operation: dict[str, Any] = {
@@ -96,6 +111,9 @@ def _operation(path: str, said: Documented, schema_of: dict[Any, Any]) -> dict[s
             },
         },
     }
+    if said.unavailable is not None:
+        content = {"application/json": {"schema": schema_of[said.unavailable]}}
+        operation["responses"]["503"] = {"description": "Not now", "content": content}
     if said.request is not None:
         body = {"application/json": {"schema": schema_of[said.request]}}
         operation["requestBody"] = {"required": True, "content": body}

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
-from fastchat_serve.errors import DeadlineExceeded, EngineError, EngineProtocolError, OutOfMemory, ServeError
+from fastchat_serve.errors import EngineError, EngineProtocolError, OutOfMemory, ServeError
+from fastchat_serve.worker.deadlines import Deadlines
 from fastchat_serve.worker.slots import Slots, Ticket
 
 __all__ = ["Job", "as_serve_error"]
@@ -32,21 +33,19 @@ class Job:
     """
 
     __slots__ = (
-        "_aborted_at",
-        "_accepted_at",
-        "_began_at",
+        "_aborted",
         "_clock",
+        "_deadlines",
         "_finished",
         "_handle",
-        "_last_at",
         "_let_go",
         "_over",
+        "_owing_since",
         "_request",
         "_sink",
         "_slots",
         "_start",
         "_ticket",
-        "_timeouts",
         "_told",
     )
 
@@ -62,14 +61,13 @@ class Job:
         let_go: Callable[[Job], None],
     ) -> None:
         self._request, self._sink = request, sink
-        self._start, self._slots, self._timeouts, self._clock, self._let_go = start, slots, timeouts, clock, let_go
-        self._accepted_at = clock()
-        self._began_at: float | None = None
-        self._last_at: float | None = None
-        self._aborted_at: float | None = None
-        self._handle: Handle | None = None
+        self._start, self._slots, self._clock, self._let_go = start, slots, clock, let_go
+        self._deadlines = Deadlines(timeouts, request.timeout_s, clock())
         self._ticket = Ticket(self._begin, request.priority)
-        self._finished = False  # the last chunk was pushed
+        self._handle: Handle | None = None
+        self._owing_since: float | None = None  # from when the engine has nothing left to do but to let go
+        self._finished = False  # the last chunk was passed on
+        self._aborted = False  # the engine was told to stop, or never began
         self._told = False  # the caller's sink has heard of its end
         self._over = False  # the engine holds nothing any more
 
@@ -80,24 +78,33 @@ class Job:
     # ------------------------------------------------------------------------------ the caller's side
 
     def abort(self) -> None:
-        if self._aborted_at is None and not self._over:
-            self._abort_engine()
-
-    def give_up(self, error: ServeError) -> None:
-        """Tell the caller now that it is over, and have the engine stop."""
-        if not self._told:
-            self._told = True
-            self._sink.end(error)
-        self.abort()
+        if self._aborted or self._over:
+            return
+        self._aborted = True
+        self._owing_since = self._clock()
+        if self._deadlines.began_at is None:
+            self.end(None)
+        elif self._handle is not None:
+            self._abort_engine(self._handle)
 
     # ------------------------------------------------------------------------------ the worker's side
 
+    @property
+    def waiting(self) -> bool:
+        """It has no slot yet."""
+        return self._deadlines.began_at is None
+
+    def give_up(self, error: ServeError) -> None:
+        """Tell the caller now that it is over, and have the engine stop."""
+        self._tell(error)
+        self.abort()
+
     def check(self, now: float, abort_grace_s: float) -> bool:
-        """Enforce the time limits. False if the engine was told to stop and does not."""
-        if self._aborted_at is not None:
-            return now - self._aborted_at <= abort_grace_s
-        if (error := self._expired(now)) is not None:
-            self.give_up(error)
+        """Enforce the time limits. False if the engine ought to have let go by now, and has not."""
+        if self._owing_since is not None:
+            return now - self._owing_since <= abort_grace_s
+        if (expired := self._deadlines.passed(now)) is not None:
+            self.give_up(expired)
         return True
 
     def forget(self) -> None:
@@ -107,74 +114,64 @@ class Job:
     # ------------------------------------------------------------------------------ the engine's side
 
     def push(self, chunk: Chunk) -> None:
-        if self._told or self._aborted_at is not None:
+        if self._told or self._aborted:
             return
         if self._finished:
+            logger.error("Request %s: the engine went on after the last chunk.", self._request.id)
             self.give_up(EngineProtocolError("The engine went on after the end."))
             return
-        self._last_at = self._clock()
-        self._finished = chunk.finish_reason is not None
+        self._deadlines.token_at = self._clock()
         try:
             self._sink.push(chunk)
+            self._finished = chunk.finish_reason is not None
         except Exception as error:  # a chunk that cannot be used must not end the step of its batch-mates
             logger.exception("Request %s: a chunk of the engine cannot be used.", self._request.id)
             self.give_up(EngineProtocolError(f"The engine sent a chunk that cannot be used: {type(error).__name__}."))
+        if self._finished:
+            self._owing_since = self._deadlines.token_at
 
     def end(self, error: Exception | None) -> None:
         if self._over:
-            logger.error("Request %s: the engine ended it twice.", self._request.id)
+            logger.error("Request %s: the engine ended it again, or after it was given up.", self._request.id)
             return
-        try:
-            if not self._told:
-                self._told = True
-                if error is None and not self._finished and self._aborted_at is None:
-                    error = EngineProtocolError("The engine ended the answer without a finish reason.")
-                self._sink.end(None if error is None else as_serve_error(error, self._request.id))
-        finally:
-            self._release()
+        if error is None and not self._finished:
+            self._tell(EngineProtocolError("The engine ended the answer without a finish reason."))
+        else:
+            self._tell(None if error is None else as_serve_error(error, self._request.id))
+        self._release()
 
     # ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """A slot is ours."""
         now = self._clock()
-        if (expired := self._expired(now)) is not None:
+        if (expired := self._deadlines.passed(now)) is not None:
             self.give_up(expired)
             return
-        self._began_at = now
+        self._deadlines.began_at = now
         try:
             self._handle = self._start(self._request, self)
         except Exception as error:  # the boundary to foreign code; later, as `start` promises
             asyncio.get_running_loop().call_soon(self.end, error)
+            return
+        if self._aborted and not self._over:  # before there was a handle, by what the engine sent at once
+            self._abort_engine(self._handle)
 
-    def _expired(self, now: float) -> DeadlineExceeded | None:
-        limits, waited_s = self._timeouts, now - self._accepted_at
-        for limit_s in (self._request.timeout_s, limits.total_s):
-            if limit_s is not None and waited_s > limit_s:
-                return DeadlineExceeded(f"The answer was not done within {limit_s:g} s.", code="total_timeout")
-        if self._began_at is None:
-            if limits.queue_s is not None and waited_s > limits.queue_s:
-                return DeadlineExceeded(f"No slot was free within {limits.queue_s:g} s.", code="queue_timeout")
-        elif self._last_at is None:
-            if limits.first_token_s is not None and now - self._began_at > limits.first_token_s:
-                return DeadlineExceeded(f"No token came within {limits.first_token_s:g} s.", code="first_token_timeout")
-        elif (
-            limits.between_tokens_s is not None and not self._finished and now - self._last_at > limits.between_tokens_s
-        ):
-            return DeadlineExceeded(
-                f"No further token came within {limits.between_tokens_s:g} s.", code="between_tokens_timeout"
-            )
-        return None
+    def _abort_engine(self, handle: Handle) -> None:
+        try:
+            handle.abort()
+        except Exception:  # the boundary to foreign code; `check` notices if the engine goes on
+            logger.exception("Request %s: the engine's abort failed.", self._request.id)
 
-    def _abort_engine(self) -> None:
-        self._aborted_at = self._clock()
-        if self._began_at is None:
-            self.end(None)
-        elif self._handle is not None:
-            try:
-                self._handle.abort()
-            except Exception:  # the boundary to foreign code; `check` notices if the engine goes on
-                logger.exception("Request %s: the engine's abort failed.", self._request.id)
+    def _tell(self, error: ServeError | None) -> None:
+        """End the caller's sink, once. A whole answer and an aborted one have no error."""
+        if self._told:
+            return
+        self._told = True
+        try:
+            self._sink.end(None if self._finished or self._aborted else error)
+        except Exception:  # one caller's failure must not reach other requests
+            logger.exception("Request %s: its end could not be told.", self._request.id)
 
     def _release(self) -> None:
         if not self._over:

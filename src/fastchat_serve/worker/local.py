@@ -1,11 +1,12 @@
 """A worker whose engine lives in this process and is driven by this event loop.
 
 It adds to an engine what every engine needs: slots and a bounded queue (`slots.py`), time limits and
-the proof of the contract (`job.py`), a life cycle, and drain.
+the proof of the contract (`job.py`, `embed_job.py`), a life cycle, and drain.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 
@@ -26,13 +27,16 @@ from fastchat_serve.engine import (
     Sink,
     TextPrompt,
 )
-from fastchat_serve.errors import DeadlineExceeded, EngineError, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable
 from fastchat_serve.push import Pusher
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
-from fastchat_serve.worker.job import Job, as_serve_error
-from fastchat_serve.worker.slots import Slots, Ticket
+from fastchat_serve.worker.embed_job import EmbedJob
+from fastchat_serve.worker.job import Job
+from fastchat_serve.worker.slots import Slots
 
 __all__ = ["ABORT_GRACE_S", "LocalWorker"]
+
+logger = logging.getLogger(__name__)
 
 ABORT_GRACE_S = 5.0
 """An engine that has not let go of an aborted request after this long is taken for broken."""
@@ -76,7 +80,7 @@ class LocalWorker:
         self._tool_parser = tool_parser
         self._abort_grace_s = abort_grace_s
         self._slots = Slots(concurrency, queue, time.monotonic)
-        self._jobs: set[Job] = set()
+        self._jobs: set[Job | EmbedJob] = set()
         self._pusher: Pusher | None = None
         self._stopping = anyio.Event()
 
@@ -90,18 +94,24 @@ class LocalWorker:
         try:
             async with self._engine as engine, anyio.create_task_group() as tasks:
                 self._pusher = Pusher(engine, tasks)
-                self.state = WorkerState.READY
+                if self.state is WorkerState.LOADING:
+                    self.state = WorkerState.READY
                 tasks.start_soon(self._keep_limits)
                 task_status.started()
-                await self._stopping.wait()
-                self.expel(Unavailable("This worker is shutting down."))
-                with anyio.move_on_after(self._abort_grace_s):
-                    await self._slots.wait_idle()
-                tasks.cancel_scope.cancel()
-        except BaseException:
+                try:
+                    await self._stopping.wait()
+                finally:
+                    await self._break_off()
+                    tasks.cancel_scope.cancel()
+        except Exception:
             self.fail("The engine could not be opened, or broke off.")
             raise
-        self.state = WorkerState.STOPPED
+        finally:
+            self._pusher = None
+            for job in list(self._jobs):
+                job.forget()
+            if self.state is not WorkerState.FAILED:
+                self.state = WorkerState.STOPPED
 
     def stop(self) -> None:
         """End `run`. What is still under way is told so and aborted: `drain` before."""
@@ -109,29 +119,42 @@ class LocalWorker:
 
     async def drain(self) -> None:
         """Take no new work, and return when all accepted work is done. The caller bounds the wait."""
-        if self.state is WorkerState.READY:
-            self.state = WorkerState.DRAINING
+        self._refuse()
         await self._slots.wait_idle()
 
     def expel(self, error: ServeError) -> None:
         """End everything under way with `error`."""
-        for job in list(self._jobs):
+        # Those that wait come first: a slot that is freed meanwhile must not start one of them.
+        for job in sorted(self._jobs, key=lambda job: not job.waiting):
             job.give_up(error)
 
     def fail(self, reason: str) -> None:
         """Take this worker out of service."""
+        logger.error("Worker %s failed: %s", self.id, reason)
         self.state, self.reason = WorkerState.FAILED, reason
         self.expel(EngineError("The engine that worked on this request failed."))
         for job in list(self._jobs):
             job.forget()
 
+    def _refuse(self) -> None:
+        if self.state in (WorkerState.LOADING, WorkerState.READY):
+            self.state = WorkerState.DRAINING
+
+    async def _break_off(self) -> None:
+        self._refuse()
+        self.expel(Unavailable("This worker is shutting down.", retry_after_s=1.0))
+        with anyio.move_on_after(self._abort_grace_s, shield=True):
+            await self._slots.wait_idle()
+
     async def _keep_limits(self) -> None:
         while True:
             await anyio.sleep(CHECK_INTERVAL_S)
+            if (error := self._engine.fatal_error) is not None:
+                return self.fail(f"The engine broke: {type(error).__name__}: {error}")
             now = time.monotonic()
             obeyed = [job.check(now, self._abort_grace_s) for job in list(self._jobs)]
             if not all(obeyed):
-                self.fail(f"The engine did not let go of an aborted request within {self._abort_grace_s:g} s.")
+                return self.fail(f"The engine kept an aborted request for more than {self._abort_grace_s:g} s.")
 
     # ------------------------------------------------------------------------------------- serving
 
@@ -172,21 +195,14 @@ class LocalWorker:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         self._ready()
-        granted = anyio.Event()
-        ticket = Ticket(granted.set)
-        limits_s = [limit for limit in (request.timeout_s, self._timeouts.total_s) if limit is not None]
-        self._slots.acquire(ticket)
+        job = EmbedJob(
+            request, embed=self._engine.embed, slots=self._slots, timeouts=self._timeouts, clock=time.monotonic
+        )
+        self._jobs.add(job)
         try:
-            with anyio.fail_after(min(limits_s, default=None)):
-                with anyio.fail_after(self._timeouts.queue_s):
-                    await granted.wait()
-                return await self._engine.embed(request)
-        except TimeoutError as error:
-            raise DeadlineExceeded("The request was not done within its time limit.") from error
-        except Exception as error:  # the boundary to foreign code
-            raise as_serve_error(error, request.id) from error
+            return await job.run()
         finally:
-            self._slots.release(ticket)
+            self._jobs.discard(job)
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
         self._ready()

@@ -22,20 +22,20 @@ class Ticket:
     """A place in the queue, then a slot. `Slots.release` gives back either.
 
     Args:
-        use: Called once, when a slot is granted.
+        use: Called once, when a slot is granted. It may release the ticket itself, and must not raise.
         priority: Lower is served earlier.
     """
 
-    __slots__ = ("granted", "order", "released", "since_s", "use")
+    __slots__ = ("arrival", "granted_at", "held", "priority", "use")
 
     def __init__(self, use: Callable[[], None], priority: int = 0) -> None:
-        self.use = use
-        self.order = (priority, 0)
-        self.granted = self.released = False
-        self.since_s = 0.0
+        self.use, self.priority = use, priority
+        self.arrival = 0
+        self.held = False  # a place or a slot is theirs
+        self.granted_at: float | None = None
 
     def __lt__(self, other: Ticket) -> bool:
-        return self.order < other.order
+        return (self.priority, self.arrival) < (other.priority, other.arrival)
 
 
 class Slots:
@@ -52,6 +52,7 @@ class Slots:
         self._queue: list[Ticket] = []
         self._arrivals = itertools.count()
         self._mean_held_s = 1.0
+        self._granting = False
         self._idle = anyio.Event()
 
     def acquire(self, ticket: Ticket) -> None:
@@ -60,31 +61,29 @@ class Slots:
         Raises:
             Overloaded: No slot is free and the queue is full; says when to come back.
         """
-        if self.running < self.count:
-            self._grant(ticket)
-        elif self.waiting < self.queue_limit:
-            self.waiting += 1
-            ticket.order = (ticket.order[0], next(self._arrivals))
-            heapq.heappush(self._queue, ticket)
-        else:
+        if self.running >= self.count and self.waiting >= self.queue_limit:
             raise Overloaded(
                 f"All {self.count} slots are busy and {self.waiting} requests wait already. Try again later.",
                 retry_after_s=self.expected_wait_s(),
             )
+        ticket.held, ticket.arrival = True, next(self._arrivals)
+        self.waiting += 1
+        heapq.heappush(self._queue, ticket)
+        self._grant()
 
     def release(self, ticket: Ticket) -> None:
         """Give back a slot, or leave the queue. Idempotent."""
-        if ticket.released:
+        if not ticket.held:
             return
-        ticket.released = True
-        if ticket.granted:
+        ticket.held = False
+        if ticket.granted_at is not None:
             self.running -= 1
-            self._mean_held_s += 0.1 * (self._clock() - ticket.since_s - self._mean_held_s)
-            self._grant_next()
+            self._mean_held_s += 0.1 * (self._clock() - ticket.granted_at - self._mean_held_s)
+            self._grant()
         else:
             self.waiting -= 1
             if len(self._queue) > 2 * self.waiting + 16:  # many left early: forget their tickets
-                self._queue = [other for other in self._queue if not other.released]
+                self._queue = [other for other in self._queue if other.held]
                 heapq.heapify(self._queue)
         if not self.running and not self.waiting:
             self._idle.set()
@@ -94,19 +93,24 @@ class Slots:
         return float(max(1, math.ceil((self.waiting + 1) * self._mean_held_s / self.count)))
 
     async def wait_idle(self) -> None:
-        """Return when nothing runs and nothing waits."""
+        """Return when nothing runs and nothing waits. Any number may wait for that."""
         while self.running or self.waiting:
-            self._idle = anyio.Event()
+            if self._idle.is_set():
+                self._idle = anyio.Event()
             await self._idle.wait()
 
-    def _grant(self, ticket: Ticket) -> None:
-        self.running += 1
-        ticket.granted, ticket.since_s = True, self._clock()
-        ticket.use()
-
-    def _grant_next(self) -> None:
-        while self._queue and self.running < self.count:
-            ticket = heapq.heappop(self._queue)
-            if not ticket.released:
-                self.waiting -= 1
-                self._grant(ticket)
+    def _grant(self) -> None:
+        """Hand out the slots that are free, in order."""
+        if self._granting:
+            return  # a ticket was released by its own `use`: the loop below goes on, however many do so
+        self._granting = True
+        try:
+            while self._queue and self.running < self.count:
+                ticket = heapq.heappop(self._queue)
+                if ticket.held:
+                    self.waiting -= 1
+                    self.running += 1
+                    ticket.granted_at = self._clock()
+                    ticket.use()
+        finally:
+            self._granting = False

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,15 +122,12 @@ def _numbers(path: Path) -> int:
     if path.suffix != ".safetensors":
         return path.stat().st_size // 2  # most pickles hold half precision
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    total = 0
-    for tensor in header.values():
-        count = 1
-        for size in tensor["shape"]:
-            count *= size
-        total += count
-    return total
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except ValueError as error:
+            raise StartupError(f"{path.name} of the model is no safetensors file, or was cut short") from error
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _kind(model: str, config: PreTrainedConfig, trust_remote_code: bool) -> Kind:
@@ -140,7 +138,8 @@ def _kind(model: str, config: PreTrainedConfig, trust_remote_code: bool) -> Kind
         return "causal"
     if architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         return "encoder-decoder"
-    if architecture in MODEL_MAPPING_NAMES.values() or architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+    bare = (*MODEL_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+    if architecture in bare and not config.is_encoder_decoder:
         return "encoder"
     if not architecture and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "causal"

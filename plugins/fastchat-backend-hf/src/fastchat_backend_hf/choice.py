@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from fastchat_serve import Unsupported
+from fastchat_serve import InvalidRequest, Unsupported
 
 __all__ = ["ChoiceConstraint"]
+
+_MAX_BYTES = 16_384
+"""Of all options: every step looks at each of them, on the thread that all answers share."""
 
 TokensByBytes = Mapping[bytes, Sequence[int]]
 
@@ -19,7 +22,11 @@ class ChoiceConstraint:
     """One answer's way through the options."""
 
     def __init__(self, options: Sequence[str], tokens: TokensByBytes, end_ids: Collection[int]) -> None:
-        """`end_ids` end an option that is the beginning of another. Raises `Unsupported`."""
+        """`end_ids` end an option that is the beginning of another. Raises `InvalidRequest`."""
+        if not options:
+            raise InvalidRequest("A choice needs at least one option.", param="choice")
+        if sum(len(option.encode()) for option in options) > _MAX_BYTES:
+            raise InvalidRequest(f"A choice may have {_MAX_BYTES} bytes in all.", param="choice")
         self._tokens = tokens
         self._longest = max(map(len, tokens), default=0)
         self._end_ids = sorted(end_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -42,6 +43,7 @@ class Embedder:
         """`batch_tokens` bounds a pass, padding included; a longer text has one to itself."""
         self._model, self._pooling, self._batch_tokens = model, pooling, batch_tokens
         self._device = model.get_input_embeddings().weight.device
+        self._settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def advance(self, job: EmbedJob) -> bool:
         """Make one pass for `job`; True when the job is over."""
@@ -75,8 +77,7 @@ class Embedder:
         tokens = torch.tensor([[*text] + [0] * (length - len(text)) for text in texts], device=self._device)
         sizes = torch.tensor([len(text) for text in texts], device=self._device)
         mask = torch.arange(length, device=self._device) < sizes[:, None]
-        options = {} if self._model.config.is_encoder_decoder else {"use_cache": False}
-        out = self._model(input_ids=tokens, attention_mask=mask.long(), return_dict=True, **options)
+        out = self._model(input_ids=tokens, attention_mask=mask.long(), return_dict=True, **self._settings)
         vectors = torch.nn.functional.normalize(self._pooled(out.last_hidden_state.float(), mask, sizes), dim=-1)
         return vectors.cpu().numpy()
 

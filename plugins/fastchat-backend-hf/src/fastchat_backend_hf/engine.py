@@ -136,9 +136,9 @@ class HfEngine:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
+        texts = await self._off_loop(partial(self._loaded.prompts.texts, request))
         if self.fatal_error is not None:
             raise self._dead()
-        texts = await self._off_loop(partial(self._loaded.prompts.texts, request))
         job = EmbedJob(texts)
         self._jobs.add(job)
         try:
@@ -202,7 +202,7 @@ class HfEngine:
 
     def _on_death(self, error: BaseException) -> None:
         logger.critical("the engine's thread died", exc_info=error)
-        self.fatal_error = error
+        self.fatal_error = error.with_traceback(None)  # whose frames would keep the model in memory
         self._end_all(self._dead())
 
     def _end_all(self, error: ServeError) -> None:

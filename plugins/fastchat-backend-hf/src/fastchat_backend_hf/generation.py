@@ -45,7 +45,9 @@ class Generation:
     ) -> None:
         """`device` is where tokens are drawn."""
         self._runner, self._vocabulary, self._device = runner, vocabulary, device
-        self._scheduler = Scheduler(runner.fits, max_batch=max_batch, prefill_tokens=prefill_tokens)
+        self._scheduler: Scheduler[TokenSequence] = Scheduler(
+            runner.fits, max_batch=max_batch, prefill_tokens=prefill_tokens
+        )
         self._sampler: Sampler | None = None
         self._news: list[News] = []
 

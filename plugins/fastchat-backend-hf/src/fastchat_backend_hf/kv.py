@@ -29,22 +29,29 @@ COLUMN_BLOCK = 16
 class Span:
     """Where one forward pass writes: `length` columns from `start` on in `count` rows from `first` on.
 
-    `lengths` is set for a decoding step: there each row has its own start, and one column is written.
+    `cells` is set for a decoding step: there each row has its own start, and one column is written. It holds the
+    row and column of each new token, two tensors ``[count]``.
     """
 
     first: int = 0
     count: int = 0
     start: int = 0
     length: int = 0
-    lengths: Tensor | None = None
+    cells: tuple[Tensor, Tensor] | None = None
 
     @property
     def width(self) -> int:
         """Columns that the pass attends to."""
         return self.start + self.length
 
-    def place(self, *, first: int, count: int, start: int, length: int, lengths: Tensor | None = None) -> None:
-        self.first, self.count, self.start, self.length, self.lengths = first, count, start, length, lengths
+    def place(self, *, first: int, count: int, start: int, length: int) -> None:
+        """Write one block for all rows."""
+        self.first, self.count, self.start, self.length, self.cells = first, count, start, length, None
+
+    def place_step(self, lengths: Tensor, width: int) -> None:
+        """Write one token behind each of the first rows, which hold `lengths`; `width` is the longest plus one."""
+        self.place(first=0, count=len(lengths), start=width - 1, length=1)
+        self.cells = (torch.arange(len(lengths), device=lengths.device), lengths)
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not annotated
@@ -73,9 +80,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
         """Store `states` and return all that the pass attends to."""
         span = self._span
         rows = slice(span.first, span.first + span.count)
-        if span.lengths is not None:
-            row_index = torch.arange(span.count, device=cells.device)
-            cells[row_index, :, span.lengths.to(cells.device)] = states[:, :, 0]
+        if span.cells is not None:
+            row, column = span.cells
+            cells[row.to(cells.device), :, column.to(cells.device)] = states[:, :, 0]
         else:
             cells[rows, :, span.start : span.width] = states
             if span.start == 0:
@@ -83,7 +90,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
         return cells[rows, :, : span.width]
 
     def _reshaped(self, cells: Tensor | None, states: Tensor) -> Tensor:
-        """`cells` in `shape`, on the device of `states`; new ones are zero, as what is masked must still be a number."""
+        """`cells` in `shape`, where `states` are; new ones are zero, as what is masked must still be a number."""
         if cells is not None and (cells.shape[0], cells.shape[2]) == self.shape:
             return cells
         rows, columns = self.shape

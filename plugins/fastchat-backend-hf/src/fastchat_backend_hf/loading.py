@@ -6,11 +6,8 @@ transformers' progress hook know nothing of each other.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +15,22 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from fastchat_backend_hf.batching import choose_runner
 from fastchat_backend_hf.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from fastchat_backend_hf.context import model_context_length
-from fastchat_backend_hf.devices import free_memory, parse_bytes, pick_device, pick_dtype, pick_threads
+from fastchat_backend_hf.devices import pick_device, pick_dtype, pick_threads
 from fastchat_backend_hf.embeddings import Embedder
-from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.generation import Generation
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
-from fastchat_backend_hf.quantization import quantizer, shrunk_itemsize
 from fastchat_backend_hf.vocabulary import Vocabulary
-from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, Progress, StartupError
+from fastchat_backend_hf.weights import load_weights
+from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, StartupError
 from fastchat_serve.text import ChatTemplate
 
 __all__ = ["LoadedModel", "load"]
-
-logger = logging.getLogger(__name__)
 
 _LOADING = threading.Lock()
 
@@ -68,7 +61,7 @@ def load(setup: EngineSetup, options: HfOptions) -> LoadedModel:
             torch.set_num_threads(pick_threads(options.threads))
         setup.progress("reading the tokenizer")
         tokenizer = _tokenizer(checkpoint, options)
-        model = _model(checkpoint, options, device, dtype, setup.progress)
+        model = load_weights(checkpoint, options, device, dtype, setup.progress)
         setup.progress("checking the model")
         return _assemble(checkpoint, options, tokenizer, model, dtype)
 
@@ -201,117 +194,9 @@ def _context_length(checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, 
     return limit or _FALLBACK_CONTEXT
 
 
-# -------------------------------------------------------------------------------------------- model
-
-
-def _model(
-    checkpoint: Checkpoint, options: HfOptions, device: torch.device, dtype: torch.dtype, progress: Progress
-) -> Any:
-    _check_memory(checkpoint, options, device, dtype)
-    auto = {
-        "causal": transformers.AutoModelForCausalLM,
-        "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
-        "encoder": transformers.AutoModel,
-    }[checkpoint.kind]
-    settings: dict[str, Any] = {"device_map": options.device_map or {"": device}}
-    if options.max_memory:
-        settings["max_memory"] = _memory_caps(options)
-    if options.quantization is not None:
-        settings["quantization_config"] = quantizer(options.quantization, dtype)
-    try:
-        with _reported(progress):
-            model: Any = auto.from_pretrained(
-                checkpoint.folder,
-                config=checkpoint.config,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=options.trust_remote_code,
-                **settings,
-            )
-    except Exception as error:  # whatever broken weights, a missing library or a full device lead to
-        if is_out_of_memory(error):
-            raise StartupError(f"{device} has not enough memory for this model in {dtype}") from error
-        raise StartupError(f"the model cannot be loaded: {error}") from error
-    if options.lora is not None:
-        model = _with_lora(model, Path(options.lora), merge=options.quantization is None)
-    return model.eval()
-
-
-def _check_memory(checkpoint: Checkpoint, options: HfOptions, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse before loading what cannot fit: running out half-way takes minutes, or the whole machine."""
-    needed = checkpoint.weights_bytes(shrunk_itemsize(options.quantization, dtype))
-    free = free_memory(device)
-    if options.device_map is not None:
-        free = sum(_caps_or_free(options, device))
-    if needed > free:
-        where = "all devices together have" if options.device_map else f"{device} has"
-        raise StartupError(
-            f"not enough memory: the weights take about {needed / 2**30:.1f} GiB as {options.quantization or dtype}, "
-            f"and {where} {free / 2**30:.1f} GiB free; "
-            "choose a smaller model, a smaller `dtype`, a `quantization` or a `device_map`"
-        )
-
-
-def _caps_or_free(options: HfOptions, device: torch.device) -> Iterator[int]:
-    if options.max_memory:
-        yield from (parse_bytes(size) for size in options.max_memory.values())
-        return
-    yield free_memory(torch.device("cpu"))
-    if device.type != "cpu":
-        for index in range(torch.accelerator.device_count()):
-            yield free_memory(torch.device(device.type, index))
-
-
-def _memory_caps(options: HfOptions) -> dict[int | str, int]:
-    """As accelerate wants it: devices by number."""
-    return {int(name) if name.isdigit() else name: parse_bytes(size) for name, size in options.max_memory.items()}
-
-
-def _with_lora(model: Any, folder: Path, *, merge: bool) -> Any:
-    if importlib.util.find_spec("peft") is None:
-        raise StartupError("`lora` needs peft: pip install 'fastchat-backend-hf[peft]'")
-    if not (folder / "adapter_config.json").is_file():
-        raise StartupError(f"{folder} is not a LoRA folder: it has no adapter_config.json")
-    from peft import PeftModel
-
-    try:
-        adapted = PeftModel.from_pretrained(model, folder, local_files_only=True)
-    except Exception as error:  # whatever an adapter for another model leads to
-        raise StartupError(f"the LoRA adapter does not fit the model: {error}") from error
-    return adapted.merge_and_unload() if merge else adapted.get_base_model()
-
-
 def _embedder(checkpoint: Checkpoint, options: HfOptions, model: Any) -> Embedder | None:
     if checkpoint.kind == "encoder-decoder":
         return None
     pooling = read_pooling(checkpoint.folder) if options.pooling == "auto" else options.pooling
     network = model if checkpoint.kind == "encoder" else model.base_model
     return Embedder(network, pooling, batch_tokens=options.prefill_tokens)
-
-
-@contextmanager
-def _reported(progress: Progress) -> Iterator[None]:
-    """Tell transformers' progress bars, as far as this thread draws them, to `progress` instead."""
-    thread = threading.get_ident()
-
-    def hook(make_bar: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        items = args[0] if args else settings.get("iterable")
-        if items is None or threading.get_ident() != thread:
-            return make_bar(*args, **settings)
-        return _counted(items, progress)
-
-    previous = transformers_logging.set_tqdm_hook(hook)
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-
-
-def _counted(items: Any, progress: Progress) -> Iterator[Any]:
-    total = max(len(items), 1)
-    step = -(-total // 100)
-    for number, item in enumerate(items):
-        if number % step == 0:
-            progress("loading weights", number / total)
-        yield item
-    progress("loading weights", 1.0)

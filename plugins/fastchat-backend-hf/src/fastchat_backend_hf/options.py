@@ -23,7 +23,7 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """Spread the layers over several devices, as accelerate does. None: all on `device`."""
-    max_memory: dict[str, _Bytes] = {}
+    max_memory: dict[Annotated[str, Meta(pattern=r"^(\d+|cpu)$")], _Bytes] = {}
     """With `device_map`: the most to use per device, for instance ``{"0" = "20GiB", cpu = "64GiB"}``."""
     quantization: Quantization | None = None
     """Shrink the weights while loading. Needs the extra of the same name."""
@@ -49,3 +49,9 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """CPU threads of torch, for the whole process. 0: OMP_NUM_THREADS, otherwise one core is left free."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """How token vectors become one embedding. ``auto``: as the model says, otherwise the mean."""
+
+    def __post_init__(self) -> None:
+        if self.max_memory and self.device_map is None:
+            raise ValueError("max_memory only works with device_map")
+        if self.kv_cache_tokens is not None and self.kv_cache_bytes is not None:
+            raise ValueError("give one of kv_cache_tokens and kv_cache_bytes")

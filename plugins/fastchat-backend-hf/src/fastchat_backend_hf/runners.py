@@ -126,10 +126,10 @@ class BatchRunner:
         self._lengths.append(length)
 
     def decode(self, tokens: Sequence[int]) -> Tensor:
-        count, width = len(tokens), max(self._lengths) + 1
-        self._cache.reserve(count, width)
+        width = max(self._lengths) + 1
+        self._cache.reserve(len(tokens), width)
         lengths = torch.tensor(self._lengths, device=self._device)
-        self._cache.span.place(first=0, count=count, start=width - 1, length=1, lengths=lengths)
+        self._cache.span.place_step(lengths, width)
         mask = torch.arange(width, device=self._device) <= lengths[:, None]
         inputs = torch.tensor(tokens, device=self._device)[:, None]
         logits = self._forward(inputs, lengths[:, None], mask=mask)[:, -1]

@@ -10,31 +10,51 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
-from fastchat_backend_hf.kv import COLUMN_BLOCK
-from fastchat_backend_hf.sequences import TokenSequence
+__all__ = ["Schedulable", "Scheduler"]
 
-__all__ = ["Scheduler"]
+_HEADROOM = 16
+"""Tokens that a newcomer and all others must have room for, so that nobody is put back at once."""
+
+
+class Schedulable(Protocol):
+    """What the scheduler knows of a sequence. Its length is what its row holds after the next step."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Unique; lower is served earlier."""
+        ...
+
+    @property
+    def scored(self) -> bool:
+        """False: it needs a pass of its own to begin."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+S = TypeVar("S", bound=Schedulable)
 
 Fits = Callable[[Sequence[int]], bool]
 
 
-class Scheduler:
+class Scheduler(Generic[S]):
     """The running sequences, in the order of the runner's rows, and the waiting ones."""
 
     def __init__(self, fits: Fits, *, max_batch: int, prefill_tokens: int) -> None:
         self._fits, self._max_batch, self._prefill_tokens = fits, max_batch, prefill_tokens
-        self.running: list[TokenSequence] = []
-        self._waiting: list[tuple[tuple[int, int], TokenSequence]] = []
+        self.running: list[S] = []
+        self._waiting: list[tuple[tuple[int, int], S]] = []
 
     def __len__(self) -> int:
         return len(self.running) + len(self._waiting)
 
-    def __iter__(self) -> Iterator[TokenSequence]:
+    def __iter__(self) -> Iterator[S]:
         yield from self.running
         yield from (sequence for _, sequence in self._waiting)
 
-    def add(self, sequence: TokenSequence) -> None:
+    def add(self, sequence: S) -> None:
         heapq.heappush(self._waiting, (sequence.order, sequence))
 
     def surplus(self) -> int | None:
@@ -43,13 +63,13 @@ class Scheduler:
             return None
         return max(range(len(self.running)), key=lambda row: self.running[row].order)
 
-    def admissible(self) -> list[TokenSequence]:
+    def admissible(self) -> list[S]:
         """Take the waiting sequences that join now, in their order, out of the queue.
 
         A step's worth of prompts: together, padded, they stay within `prefill_tokens`. A sequence that wants its
         prompt scored comes alone.
         """
-        joining: list[TokenSequence] = []
+        joining: list[S] = []
         while self._waiting and len(self.running) + len(joining) < self._max_batch:
             candidate = self._waiting[0][1]
             if (self.running or joining) and not self._has_room([*joining, candidate]):
@@ -62,14 +82,14 @@ class Scheduler:
                 break
         return joining
 
-    def remove_row(self, row: int) -> TokenSequence:
+    def remove_row(self, row: int) -> S:
         """Take a running sequence out; the last row moves to its place, as in the runner."""
         sequence = self.running[row]
         self.running[row] = self.running[-1]
         self.running.pop()
         return sequence
 
-    def remove_waiting(self, unwanted: Callable[[TokenSequence], bool]) -> list[TokenSequence]:
+    def remove_waiting(self, unwanted: Callable[[S], bool]) -> list[S]:
         """Take out and return all waiting sequences for which `unwanted` holds."""
         removed = [sequence for _, sequence in self._waiting if unwanted(sequence)]
         if removed:
@@ -77,10 +97,9 @@ class Scheduler:
             heapq.heapify(self._waiting)
         return removed
 
-    def _has_room(self, joining: Sequence[TokenSequence]) -> bool:
-        """Also for the next few steps, so that a newcomer is not put back at once."""
-        return self._fits([len(sequence) + COLUMN_BLOCK for sequence in (*self.running, *joining)])
+    def _has_room(self, joining: Sequence[S]) -> bool:
+        return self._fits([len(sequence) + _HEADROOM for sequence in (*self.running, *joining)])
 
-    def _one_pass(self, joining: Sequence[TokenSequence]) -> bool:
+    def _one_pass(self, joining: Sequence[S]) -> bool:
         padded = len(joining) * max(len(sequence) for sequence in joining)
         return padded <= self._prefill_tokens and joining[-1].scored

@@ -44,7 +44,7 @@ def chat_route(service: Service) -> ASGIRouteHandler:
 
     async def chat(exchange: Exchange) -> None:
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        requests = generate_requests(request, service, f"chatcmpl-{exchange.id}")
+        requests = generate_requests(request, service, f"chatcmpl-{exchange.unique_id}")
         tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
         dialect = ChatDialect(
             requests[0].id,

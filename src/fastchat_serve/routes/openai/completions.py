@@ -36,7 +36,7 @@ def completions_route(service: Service) -> ASGIRouteHandler:
 
     async def completions(exchange: Exchange) -> None:
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        requests = _generate_requests(request, service, f"cmpl-{exchange.id}")
+        requests = _generate_requests(request, service, f"cmpl-{exchange.unique_id}")
         dialect = CompletionDialect(
             requests[0].id,
             request.model,

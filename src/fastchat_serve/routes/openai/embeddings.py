@@ -32,7 +32,7 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
         service.dispatcher.able(request.model)
         prompts = prompts_of(request.input, service.limits.max_prompts, "input")
-        wanted = EmbedRequest(id=f"embd-{exchange.id}", inputs=tuple(prompts), truncate=bool(request.truncate))
+        wanted = EmbedRequest(id=f"embd-{exchange.unique_id}", inputs=tuple(prompts), truncate=bool(request.truncate))
         observation = service.metrics.begin("embeddings", request.model)
         failed: ServeError | None = None
         async with anyio.create_task_group() as tasks:

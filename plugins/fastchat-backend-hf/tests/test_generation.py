@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from conftest import Answer, Opened, answer, asking
+from hf_answers import Answer, Opened, answer, asking, until
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fastchat_backend_hf.engine import HfEngine
+from fastchat_backend_hf.runners import BatchRunner, Context
 from fastchat_serve import (
     ChatPrompt,
     Choice,
@@ -34,10 +38,10 @@ def random_prompt(rng: random.Random, longest: int = 60) -> list[int]:
 
 def generated(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
     """What `generate()` answers greedily, its stop token included."""
-    out = model.generate(
+    out: Tensor = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=max_tokens
     )
-    return out[0, len(prompt) :].tolist()
+    return [int(token) for token in out[0, len(prompt) :]]
 
 
 async def all_answers(engine: HfEngine, requests: list[GenerateRequest], gaps: random.Random) -> list[Answer]:
@@ -62,10 +66,21 @@ async def all_answers(engine: HfEngine, requests: list[GenerateRequest], gaps: r
     return await asyncio.gather(*map(run, range(len(requests))))
 
 
-@pytest.mark.parametrize("kv_cache_tokens", [512, 4096], ids=["put back when memory is short", "all fit"])
+@pytest.mark.parametrize(
+    ("kv_cache_tokens", "put_back"), [(160, True), (4096, False)], ids=["put back when memory is short", "all fit"]
+)
 async def test_greedy_answers_equal_generate_for_32_requests_that_join_and_leave(
-    opened: Opened, llama: PreTrainedModel, kv_cache_tokens: int
+    opened: Opened, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, kv_cache_tokens: int, put_back: bool
 ) -> None:
+    again = 0
+    prefill = BatchRunner.prefill
+
+    def counted(self: BatchRunner, contexts: Sequence[Context]) -> Tensor:
+        nonlocal again
+        again += sum(bool(context.answer) for context in contexts)
+        return prefill(self, contexts)
+
+    monkeypatch.setattr(BatchRunner, "prefill", counted)
     rng = random.Random(1)
     prompts = [random_prompt(rng) for _ in range(32)]
     lengths = [rng.randint(1, 40) for _ in prompts]
@@ -75,6 +90,7 @@ async def test_greedy_answers_equal_generate_for_32_requests_that_join_and_leave
     async with opened(max_batch=12, kv_cache_tokens=kv_cache_tokens) as engine:
         answers = await all_answers(engine, requests, rng)
 
+    assert (again > 0) == put_back
     for prompt, length, got in zip(prompts, lengths, answers, strict=True):
         assert got.ids == generated(llama, prompt, length)
         assert got.last.usage is not None
@@ -120,7 +136,7 @@ async def test_a_seeded_request_draws_the_same_alone_and_among_15_others(opened:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(opened: Opened, temperature: float) -> None:
     prompt = (5, 99, 7)
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": temperature,
         "seed": 4,
         "max_tokens": 12,
@@ -199,7 +215,7 @@ async def test_a_huge_text_is_refused_without_being_read(opened: Opened) -> None
     ],
     ids=str,
 )
-async def test_a_wrong_request_is_refused_and_the_next_one_served(opened: Opened, wrong: dict[str, object]) -> None:
+async def test_a_wrong_request_is_refused_and_the_next_one_served(opened: Opened, wrong: dict[str, Any]) -> None:
     async with opened() as engine:
         with pytest.raises(InvalidRequest):
             await answer(engine, asking(**wrong))
@@ -313,15 +329,11 @@ async def test_lower_priority_values_are_served_first(opened: Opened) -> None:
     assert order.index("urgent") < order.index("late")
 
 
-async def until(condition: object) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0)
-
-
 async def test_text_streams_in_whole_characters(opened: Opened, tokenizer: PreTrainedTokenizerFast) -> None:
     """Reliability F34: random tokens of a byte-level vocabulary cut characters everywhere."""
-    sampling = SamplingParams(temperature=2.0, seed=1, max_tokens=200, ignore_eos=True, logit_bias={0: -100, 1: -100, 2: -100, 3: -100})
+    sampling = SamplingParams(
+        temperature=2.0, seed=1, max_tokens=200, ignore_eos=True, logit_bias={0: -100, 1: -100, 2: -100, 3: -100}
+    )
     async with opened() as engine:
         got = await answer(engine, GenerateRequest(id="r", prompt=TokenPrompt((5, 6)), sampling=sampling))
     assert got.text == tokenizer.decode(got.ids)

@@ -1,0 +1,91 @@
+"""Models whose rows cannot share a pass: same contract, same tokens, and they say so."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+import tiny_models
+import torch
+from hf_answers import Opened, answer, asking
+from transformers import PreTrainedTokenizerFast
+
+from fastchat_serve import Capability
+
+pytestmark = pytest.mark.anyio
+
+
+def prompts(count: int, longest: int) -> list[list[int]]:
+    rng = random.Random(count)
+    return [[rng.randrange(4, 1000) for _ in range(rng.randint(3, longest))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("model", ["hybrid_gemma", "mamba", "short_window"])
+async def test_decoders_with_other_caches_run_one_at_a_time(opened: Opened, model: str) -> None:
+    reference = getattr(tiny_models, model)()
+    asked = prompts(5, 30)
+    async with opened(model) as engine:
+        assert any("one at a time" in note for note in engine.info.notes)
+        got = await asyncio.gather(*(answer(engine, asking(p, max_tokens=20, ignore_eos=True)) for p in asked))
+    for prompt, one in zip(asked, got, strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=None,
+            attention_mask=torch.ones(1, len(prompt)),
+        )
+        assert one.ids == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("model", ["t5", "bart"])
+async def test_encoder_decoders_run_one_at_a_time(opened: Opened, model: str) -> None:
+    reference = getattr(tiny_models, model)()
+    asked = prompts(5, 30)
+    async with opened(model) as engine:
+        assert any("encoder-decoder" in note for note in engine.info.notes)
+        assert Capability.PROMPT_LOGPROBS not in engine.info.capabilities
+        got = await asyncio.gather(*(answer(engine, asking(p, max_tokens=20)) for p in asked))
+        resumed = await answer(engine, asking(asked[0], max_tokens=20, resume_token_ids=tuple(got[0].ids[:1])))
+    assert resumed.ids == got[0].ids[1:]
+    for prompt, one in zip(asked, got, strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=20,
+            attention_mask=torch.ones(1, len(prompt)),
+        )
+        assert one.ids == expected[0, 1 : len(one.ids) + 1].tolist()
+
+
+async def test_a_window_over_the_whole_context_is_no_obstacle(opened: Opened) -> None:
+    reference = tiny_models.short_window()
+    asked = prompts(4, 10)
+    async with opened("short_window", context_length=16) as engine:
+        assert engine.info.notes == ()
+        got = await asyncio.gather(*(answer(engine, asking(p, max_tokens=5, ignore_eos=True)) for p in asked))
+    for prompt, one in zip(asked, got, strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=5,
+            eos_token_id=None,
+            attention_mask=torch.ones(1, len(prompt)),
+        )
+        assert one.ids == expected[0, len(prompt) :].tolist()
+
+
+async def test_a_model_whose_output_changes_in_a_batch_is_found_out(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: object, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    from fastchat_backend_hf.kv import KvCache
+
+    monkeypatch.setattr(KvCache, "reserve", lambda self, rows, columns: None)  # nothing is kept
+    async with opened() as engine:
+        assert any("one at a time" in note for note in engine.info.notes)
+        alone = await answer(engine, asking())
+    monkeypatch.undo()
+    async with opened() as engine:
+        assert (await answer(engine, asking())).ids == alone.ids

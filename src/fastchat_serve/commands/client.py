@@ -1,0 +1,193 @@
+"""How commands talk to a running server: every wait is bounded, every failure is one line of text.
+
+Works with any server that speaks OpenAI's API, not only with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Self, TypeVar
+
+import anyio
+import httpx
+import msgspec
+from rich.table import Table
+
+from fastchat_serve import __version__
+from fastchat_serve.commands.sse import EventReader
+from fastchat_serve.commands.tables import print_table
+from fastchat_serve.config import Secret
+from fastchat_serve.configfile.rules import is_loopback
+from fastchat_serve.errors import FastchatServeError, StartupError
+
+__all__ = ["RequestFailed", "ServerClient", "client_from", "show_list"]
+
+CONNECT_S = 5.0
+REPLY_S = 15.0
+"""For a whole plain reply."""
+SILENCE_S = 300.0
+"""Between two pieces of a stream. The server's own limits are shorter; this is for one that froze."""
+MAX_MESSAGE_CHARS = 500
+
+_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+T = TypeVar("T")
+
+
+class RequestFailed(FastchatServeError):
+    """The server could not be reached, or refused, or broke off. The text is one line."""
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str
+
+
+class _ErrorReply(msgspec.Struct, frozen=True):
+    """OpenAI's shape, and FastChat's."""
+
+    error: _Error | None = None
+    message: str | None = None
+
+
+class ServerClient:
+    """A connection to the server at `url`, which may end in ``/v1``.
+
+    Raises:
+        StartupError: `url` or `api_key` cannot be used.
+    """
+
+    def __init__(self, url: str, api_key: Secret) -> None:
+        if not _URL.fullmatch(url):
+            raise StartupError(f"--url: {url!r} is no address of the form http://host:port.")
+        if api_key and not _KEY.fullmatch(api_key.reveal()):
+            raise StartupError("The API key holds white space or characters that no HTTP header can carry.")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {"user-agent": f"fastchat-serve/{__version__}"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key.reveal()}"
+        try:
+            base = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise StartupError(f"--url: {url!r}: {error}.") from None
+        self._http = httpx.AsyncClient(
+            base_url=base,
+            headers=headers,
+            timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            trust_env=not is_loopback(base.host),  # no proxy on the way to this machine
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._http.__aexit__(*exc_info)
+
+    async def get(self, path: str) -> bytes:
+        """The body of a good reply to ``GET path``. Raises `RequestFailed`."""
+        with self._explained():
+            with anyio.fail_after(REPLY_S):
+                response = await self._http.get(path)
+            if not response.is_success:
+                raise RequestFailed(_refusal(response))
+            return response.content
+
+    async def events(self, path: str, body: bytes) -> AsyncGenerator[str, None]:
+        """The data of the events that answer ``POST path``. Closing early closes the connection.
+
+        Raises:
+            RequestFailed: Also in the middle.
+        """
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        reader = EventReader()
+        with self._explained():
+            async with self._http.stream("POST", path, content=body, headers=headers) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise RequestFailed(_refusal(response))
+                async for data in response.aiter_bytes():
+                    for event in reader.feed(data):
+                        yield event
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever goes wrong with the connection, in words."""
+        try:
+            yield
+        except httpx.ConnectError:
+            raise RequestFailed(f"There is no server at {self.url}. Is it running, and is this its address?") from None
+        except (httpx.TimeoutException, TimeoutError) as error:
+            what = "took no connection" if isinstance(error, httpx.ConnectTimeout) else "did not answer in time"
+            raise RequestFailed(f"The server at {self.url} {what}.") from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise RequestFailed(f"The connection to {self.url} broke off: {_line(str(error))}") from None
+
+
+def client_from(args: argparse.Namespace, url: str) -> ServerClient:
+    """A client for `url` with the key of ``--api-key`` or ``OPENAI_API_KEY``. Raises `StartupError`."""
+    key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
+    return ServerClient(url, Secret(key.strip()))
+
+
+def show_list(args: argparse.Namespace, path: str, type_: type[T], table: Callable[[T], Table]) -> int:
+    """A command that prints what ``GET path`` lists: as it came with ``--json``, else as a table.
+
+    Returns:
+        The exit code.
+    """
+    client = client_from(args, args.url)
+
+    async def fetch() -> bytes:
+        async with client:
+            return await client.get(path)
+
+    try:
+        body = anyio.run(fetch)
+        if args.json:
+            print(body.decode(errors="replace"))
+            return 0
+        value = msgspec.json.decode(body, type=type_)
+    except RequestFailed as error:
+        print(f"fastchat-serve: {error}", file=sys.stderr)
+        return 1
+    except msgspec.DecodeError as error:
+        print(f"fastchat-serve: {client.url}{path} is not what this command expects: {error}", file=sys.stderr)
+        return 1
+    print_table(table(value))
+    return 0
+
+
+def error_message(body: bytes | str) -> str | None:
+    """What a server says in an error's body, in one line; None if it does not say it in a shape we know."""
+    try:
+        reply = msgspec.json.decode(body, type=_ErrorReply)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    message = reply.error.message if reply.error is not None else reply.message
+    return _line(message) if message else None
+
+
+def _refusal(response: httpx.Response) -> str:
+    status = response.status_code
+    said = error_message(response.content)
+    if said is None:
+        names = {known.value: known.phrase for known in HTTPStatus}
+        said = f"The server answered {status} {names.get(status, '')}".rstrip() + "."
+    if status == HTTPStatus.UNAUTHORIZED:
+        said += " Give a key with --api-key or in OPENAI_API_KEY."
+    if (seconds := response.headers.get("retry-after", "")).isdigit():
+        said += f" Try again in {seconds} s."
+    return said
+
+
+def _line(text: str) -> str:
+    """Foreign text as one short line without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[:MAX_MESSAGE_CHARS] + "…"

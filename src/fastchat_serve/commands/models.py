@@ -1,0 +1,33 @@
+"""``fastchat-serve models``: the models of a server."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+
+from msgspec import UnsetType
+from rich.table import Table
+from rich.text import Text
+
+from fastchat_serve.commands.client import show_list
+from fastchat_serve.protocol.openai import ModelList
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print ``GET /v1/models``; exit code 1 if there is no answer."""
+    return show_list(args, "/v1/models", ModelList, _table)
+
+
+def _table(models: ModelList) -> Table:
+    table = Table()
+    table.add_column("model", overflow="fold")
+    table.add_column("context", justify="right")
+    table.add_column("owner")
+    table.add_column("listed since")
+    for card in models.data:
+        context = "" if isinstance(card.max_model_len, UnsetType) else f"{card.max_model_len:,}"
+        since = f"{datetime.fromtimestamp(card.created).astimezone():%Y-%m-%d %H:%M}"
+        table.add_row(Text(card.id), context, Text(card.owned_by), since)
+    return table

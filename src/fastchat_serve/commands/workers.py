@@ -1,0 +1,49 @@
+"""``fastchat-serve workers``: the workers of a server, and how busy they are."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.table import Table
+from rich.text import Text
+
+from fastchat_serve.commands.client import show_list
+from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
+
+__all__ = ["run"]
+
+_STYLES = {"ready": "green", "failed": "red"}
+"""Of states; all others are on their way from one to another."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print ``GET /cluster/workers``; exit code 1 if there is no answer."""
+    return show_list(args, "/cluster/workers", WorkerList, _table)
+
+
+def _table(workers: WorkerList) -> Table:
+    table = Table()
+    table.add_column("worker", overflow="fold")
+    table.add_column("models", overflow="fold")
+    table.add_column("state")
+    for number in ("running", "waiting", "KV used", "context"):
+        table.add_column(number, justify="right")
+    table.add_column("on")
+    table.add_column("remarks", overflow="fold")
+    for card in workers.workers:
+        table.add_row(*_row(card))
+    return table
+
+
+def _row(card: WorkerCard) -> tuple[Text | str, ...]:
+    return (
+        Text(card.id),
+        Text(", ".join(card.models)),
+        Text(card.state, style=_STYLES.get(card.state, "yellow")),
+        f"{card.running} of {card.slots}",
+        f"{card.waiting} of {card.queue_limit}",
+        f"{card.kv_used_fraction:.0%}",
+        "" if card.context_length is None else f"{card.context_length:,}",
+        Text(" ".join(part for part in (card.device, card.dtype) if part)),
+        Text(" ".join(part for part in (card.reason, *card.notes) if part)),
+    )

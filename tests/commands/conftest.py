@@ -1,0 +1,198 @@
+"""Commands as a person meets them: processes of their own, in a real terminal or in a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
+
+KEY = "a-key-for-tests"
+CONFIG = f"""
+[server]
+port = 0
+[controller]
+[api]
+keys = ["{KEY}"]
+[[worker]]
+backend = "echo"
+names = ["echo"]
+[[worker]]
+backend = "echo"
+names = ["slow"]
+concurrency = 1
+options = {{delay_ms = 100}}
+"""
+PATIENCE_S = 3.0
+ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x01\x02]")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Terminal:
+    """A command on a pseudo-terminal; what it wrote is read without escape sequences."""
+
+    def __init__(self, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self._main, inner = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fastchat_serve", *arguments],
+            env={**environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"},
+            preexec_fn=lambda: os.login_tty(inner),
+        )
+        os.close(inner)
+        self._unread = ""
+        self.seen = ""
+
+    def type(self, keys: str) -> None:
+        """Press `keys`; ``\\r`` is Enter, ``\\x03`` Ctrl-C."""
+        os.write(self._main, keys.encode())
+
+    def expect(self, text: str) -> str:
+        """Read until `text` appears, and return all up to its end. What follows is left for the next call."""
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self._unread:
+            assert self._read(deadline), f"the command ended before {text!r}; it said:\n{self.seen}"
+        before, _, self._unread = self._unread.partition(text)
+        return before + text
+
+    def wait(self) -> int:
+        """The exit code."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._read(deadline):
+            pass
+        return self._process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE_S)
+        os.close(self._main)
+
+    def _read(self, deadline: float) -> bool:
+        """Take in what comes next; False if the command has ended."""
+        ready, _, _ = select.select([self._main], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"nothing came in time; it said:\n{self.seen}"
+        try:
+            data = os.read(self._main, 65536)
+        except OSError:  # how Linux reports that nobody holds the other end any more
+            return False
+        text = ESCAPES.sub(b"", data).decode(errors="replace")
+        self._unread += text
+        self.seen += text
+        return bool(data)
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The environment of commands: with the key, and with a home of its own."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("FASTCHAT_", "XDG_"))},
+        "OPENAI_API_KEY": KEY,
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+@pytest.fixture
+def terminal(environ: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    """``terminal("chat", …)`` starts a command on a terminal; it is ended with the test."""
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: str) -> Terminal:
+        opened.append(Terminal(arguments, environ))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def run(environ: dict[str, str]) -> Run:
+    """``run("models", …, stdin=…)`` runs a command in a pipe, to its end."""
+
+    def run_command(
+        *arguments: str, stdin: str = "", more_environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fastchat_serve", *arguments],
+            input=stdin,
+            env={**environ, **(more_environ or {})},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server with the models ``echo`` and ``slow``; it wants the key."""
+    config = tmp_path_factory.mktemp("server") / "config.toml"
+    config.write_text(CONFIG)
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastchat_serve", "--config", str(config)], stderr=subprocess.PIPE, encoding="utf-8"
+    ) as server:
+        try:
+            assert server.stderr is not None
+            lines = iter(server.stderr.readline, "")
+            found = next(match for line in lines if (match := re.search(r"Serving .* at (http://\S+)", line)))
+            # Nobody reads on; a pipe that fills up would stop the server.
+            threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()
+            yield found[1]
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def workers(url: str, run: Run) -> Callable[[], dict[str, WorkerCard]]:
+    """The server's workers right now, by model."""
+
+    def fetch() -> dict[str, WorkerCard]:
+        cards = msgspec.json.decode(run("workers", "--url", url, "--json").stdout, type=WorkerList).workers
+        return {card.models[0]: card for card in cards}
+
+    return fetch
+
+
+@pytest.fixture
+def foreign_server() -> Iterator[Callable[[int, str, str], str]]:
+    """``foreign_server(status, content_type, body)``: the address of a server that says just that to every request."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(status: int, content_type: str, body: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.send_response(status)
+                self.send_header("content-type", content_type)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
