@@ -8,12 +8,14 @@ import socket
 import time
 
 import pytest
-
-from fastchat_serve.config import Server
-from fastchat_serve.errors import StartupError
-from fastchat_serve.server import bind
 from tests.end_to_end.process import install_plugin, started
 from tests.end_to_end.raw import connected, events, get, post
+
+from fastchat_serve.app import Application
+from fastchat_serve.config import Server
+from fastchat_serve.configfile.load import load_config
+from fastchat_serve.errors import StartupError
+from fastchat_serve.server import HttpServer, bind
 
 pytestmark = pytest.mark.anyio
 
@@ -128,15 +130,30 @@ async def test_work_that_is_not_done_within_drain_s_ends_with_an_error(config):
     assert code == 0, server.log
 
 
+async def test_a_client_on_a_slow_line_gets_its_whole_reply_before_the_process_ends(config):
+    """G7: the engine is long done, the bytes are not yet with the client."""
+    text = "x" * 4_000_000
+    async with started("--config", config) as server:
+        async with connected(await server.url(), receive_buffer=4096) as slow:
+            slow.send(post("/v1/completions", {"model": "echo", "prompt": text}))
+            _, headers = await slow.head()
+            server.process.send_signal(signal.SIGTERM)
+            await server.says("finishing accepted work")
+            await asyncio.sleep(2)  # this is the slow line
+            body = await slow.reader.readexactly(int(headers["content-length"]))
+        assert await server.ended() == 0, server.log
+
+    assert text.encode() in body
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_server_stops_promptly_open_connections_or_not(config, number):
-    async with started("--config", config) as server:
-        async with connected(await server.url()) as connection:
-            assert (await connection.request(get("/health"))).status == 200
-            began = time.monotonic()
-            server.process.send_signal(number)
-            assert await connection.closed() == b""
-            assert await server.ended() == 0, server.log
+    async with started("--config", config) as server, connected(await server.url()) as connection:
+        assert (await connection.request(get("/health"))).status == 200
+        began = time.monotonic()
+        server.process.send_signal(number)
+        assert await connection.closed() == b""
+        assert await server.ended() == 0, server.log
     assert time.monotonic() - began < 5
     assert "Traceback" not in server.log
 
@@ -159,7 +176,9 @@ def register_engines(register):
 
 async def test_a_signal_while_engines_load_ends_the_process(config, tmp_path):
     install_plugin(tmp_path, "slow", SLOW)
-    async with started("--config", config, "--set", "worker.0.backend=slow", "--set", "worker.0.options={}", plugins=tmp_path) as server:
+    async with started(
+        "--config", config, "--set", "worker.0.backend=slow", "--set", "worker.0.options={}", plugins=tmp_path
+    ) as server:
         await server.says("loading")
         server.process.send_signal(signal.SIGTERM)
         assert await server.ended() == 0, server.log
@@ -169,7 +188,9 @@ async def test_a_signal_while_engines_load_ends_the_process(config, tmp_path):
 
 async def test_an_engine_that_cannot_load_is_named_and_nothing_is_served(config, tmp_path):
     install_plugin(tmp_path, "slow", SLOW.replace("await anyio.sleep(600)", "raise OSError('the disk is gone')"))
-    async with started("--config", config, "--set", "worker.0.backend=slow", "--set", "worker.0.options={}", plugins=tmp_path) as server:
+    async with started(
+        "--config", config, "--set", "worker.0.backend=slow", "--set", "worker.0.options={}", plugins=tmp_path
+    ) as server:
         assert await server.ended() == 2
     assert "backend 'slow'" in server.log
     assert "the disk is gone" in server.log
@@ -182,7 +203,17 @@ async def test_a_port_in_use_is_said_before_anything_is_loaded(config, tmp_path)
     install_plugin(tmp_path, "slow", SLOW)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with started("--config", config, "--set", "worker.0.backend=slow", "--set", "worker.0.options={}", "--set", f"server.port={port}", plugins=tmp_path) as server:
+        async with started(
+            "--config",
+            config,
+            "--set",
+            "worker.0.backend=slow",
+            "--set",
+            "worker.0.options={}",
+            "--set",
+            f"server.port={port}",
+            plugins=tmp_path,
+        ) as server:
             assert await server.ended() == 2
     assert f"127.0.0.1:{port}" in server.log
     assert "server.port" in server.log
@@ -190,12 +221,18 @@ async def test_a_port_in_use_is_said_before_anything_is_loaded(config, tmp_path)
     assert "Traceback" not in server.log
 
 
-async def test_two_servers_that_load_side_by_side_do_not_share_a_port(serving):
-    """The kernel lets both bind as long as neither listens; the later one must still say why it stops."""
-    async with serving('[controller]\n[api]\n[[worker]]\nbackend = "echo"') as server:
-        port = int(server.url.rpartition(":")[2])
-        with pytest.raises(StartupError, match=f"127.0.0.1:{port}"):
-            bind(Server(port=port))
+@pytest.fixture
+def application(config):
+    return Application(load_config(config, overrides=[], environ={}))
+
+
+async def test_of_two_servers_that_load_side_by_side_the_later_says_why_it_stops(application):
+    """F20. The kernel lets both bind as long as neither listens."""
+    with bind(Server(port=0)) as first:
+        later = HttpServer(application, bind(Server(port=first.getsockname()[1])))
+        first.listen()
+        with pytest.RaisesGroup(pytest.RaisesExc(StartupError, match="cannot listen"), flatten_subgroups=True):
+            await later.run()
 
 
 def test_an_address_of_another_machine_is_refused():

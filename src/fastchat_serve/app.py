@@ -13,6 +13,8 @@ from anyio.abc import TaskStatus
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.middleware import DefineMiddleware
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 
 from fastchat_serve.config import Config
 from fastchat_serve.configfile.load import convert_options
@@ -132,7 +134,7 @@ class Application:
         )
         keys = Keys(key.reveal() for key in (api.keys if api is not None else ()))
         hosts = _allowed_hosts(self.config)
-        return Litestar(
+        return _Litestar(
             route_handlers=[
                 chat_route(service),
                 completions_route(service),
@@ -145,7 +147,7 @@ class Application:
             ],
             guards=[require_key(keys)],
             middleware=[DefineMiddleware(HostCheck, allowed=hosts)] if hosts else [],
-            exception_handlers=EXCEPTION_HANDLERS,
+            exception_handlers=dict(EXCEPTION_HANDLERS),
             response_class=IdentifiedResponse,
             cors_config=_cors(server.cors_origins),
             openapi_config=None,
@@ -179,6 +181,14 @@ class Application:
                 what = f"Worker {worker.names[0]!r} (backend {config.backend!r})"
                 raise StartupError(f"{what} could not start: {type(error).__name__}: {error}") from error
             logger.exception("Worker %s broke.", worker.id)
+
+
+class _Litestar(Litestar):
+    """Litestar without its adapters for pydantic and attrs, which it imports wherever they are installed."""
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
 
 
 class _Started(TaskStatus[None]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastchat_serve import __version__
 from fastchat_serve.errors import StartupError
 
-__all__ = ["main"]
+__all__ = ["DEFAULT_URL", "main"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

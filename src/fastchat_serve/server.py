@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from anyio.abc import TaskStatus
 
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
+from fastchat_serve.connection import Connection
 from fastchat_serve.errors import StartupError
 
 __all__ = ["HttpServer", "bind", "serve"]
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """How long an idle connection is kept; longer than the usual 60 s of proxies, so that they close first."""
+
+LAST_WORDS_S = 1
+"""For errors on their way to clients when the server stops at once."""
 
 
 def bind(server: Server) -> socket.socket:
@@ -45,11 +50,15 @@ def bind(server: Server) -> socket.socket:
         bound.bind((server.host, server.port))
     except OSError as error:
         bound.close()
-        raise StartupError(
-            f"server.port: cannot listen on {server.host}:{server.port}: {error.strerror}. "
-            "Is another server running there? Set another port, or 0 for any free one."
-        ) from error
+        raise _cannot_listen(f"{server.host}:{server.port}", error) from error
     return bound
+
+
+def _cannot_listen(address: str, error: OSError) -> StartupError:
+    return StartupError(
+        f"server.port: cannot listen on {address}: {error.strerror}. "
+        "Is another server running there? Set another port, or 0 for any free one."
+    )
 
 
 class HttpServer:
@@ -62,7 +71,7 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 application.asgi,
-                http="httptools",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -71,7 +80,6 @@ class HttpServer:
                 proxy_headers=False,  # peers are who the socket says they are
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=1,  # what was accepted has ended by then, see `drain`
             )
         )
 
@@ -90,11 +98,16 @@ class HttpServer:
         """Of clients, idle ones included."""
         return len(self._uvicorn.server_state.connections)
 
+    @property
+    def open_requests(self) -> int:
+        """Requests whose handling has not ended."""
+        return len(self._uvicorn.server_state.tasks)
+
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Load the engines, and serve until `drain` or `stop`.
 
         Raises:
-            StartupError: An engine could not be loaded.
+            StartupError: An engine could not be loaded, or another server took the port meanwhile.
         """
         self._uvicorn.on_started = task_status.started
         with self._bound:
@@ -102,14 +115,22 @@ class HttpServer:
                 await self._uvicorn.serve(sockets=[self._bound])
 
     async def drain(self) -> None:
-        """Take no new work, let accepted work finish for at most ``drain_s``, and end `run`."""
+        """Take no new work, let accepted work finish for at most ``drain_s``, and end `run`.
+
+        Within the same time clients can read what they have not read yet.
+        """
+        until = anyio.current_time() + self._drain_s
         if not await self.application.drain(self._drain_s):
             logger.warning("Work that was not done within %g s was cut off.", self._drain_s)
+        left_s = math.ceil(until - anyio.current_time())
+        self._uvicorn.config.timeout_graceful_shutdown = max(left_s, LAST_WORDS_S)
         self._uvicorn.should_exit = True
 
     def stop(self) -> None:
         """End everything under way with an error that says so, and end `run`."""
         self.application.expel()
+        self._uvicorn.config.timeout_graceful_shutdown = LAST_WORDS_S
+        self._uvicorn.force_exit = self._uvicorn.should_exit  # then only those are left that do not read
         self._uvicorn.should_exit = True
 
 
@@ -140,7 +161,10 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
+            raise _cannot_listen("the port that was free before loading", error) from error
         self.on_started()
 
 

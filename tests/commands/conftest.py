@@ -1,7 +1,9 @@
-"""Commands as a person meets them: processes of their own, in a real terminal or in a pipe."""
+"""Commands as a person meets them: on a real terminal, with a real server."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pty
 import re
@@ -13,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
 
+from fastchat_serve.cli import main
 from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
 
 KEY = "a-key-for-tests"
@@ -35,10 +39,16 @@ names = ["slow"]
 concurrency = 1
 options = {{delay_ms = 100}}
 """
-PATIENCE_S = 3.0
-ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])|[\x01\x02]")
+PATIENCE_S = 20.0
+ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[@-Z\\-_]?)")
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+
+class Done(NamedTuple):
+    """A command that was run to its end."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Terminal:
@@ -52,20 +62,34 @@ class Terminal:
             preexec_fn=lambda: os.login_tty(inner),
         )
         os.close(inner)
-        self._unread = ""
-        self.seen = ""
+        self._raw = b""
+        self._read_up_to = 0
+
+    @property
+    def seen(self) -> str:
+        """All it wrote."""
+        return ESCAPES.sub(b"", self._raw).decode(errors="replace")
 
     def type(self, keys: str) -> None:
-        """Press `keys`; ``\\r`` is Enter, ``\\x03`` Ctrl-C."""
+        """Press `keys`; ``\\r`` is Enter, ``\\x04`` Ctrl-D."""
         os.write(self._main, keys.encode())
 
     def expect(self, text: str) -> str:
         """Read until `text` appears, and return all up to its end. What follows is left for the next call."""
+        return self._expect(text, time.monotonic() + PATIENCE_S)
+
+    def interrupt(self, text: str) -> str:
+        """Press Ctrl-C and expect `text`.
+
+        Python does not notice a signal that comes in the instant before readline starts to wait for a key.
+        A person would press again, and so does this.
+        """
         deadline = time.monotonic() + PATIENCE_S
-        while text not in self._unread:
-            assert self._read(deadline), f"the command ended before {text!r}; it said:\n{self.seen}"
-        before, _, self._unread = self._unread.partition(text)
-        return before + text
+        while True:
+            self.type("\x03")
+            with contextlib.suppress(TimeoutError):
+                return self._expect(text, min(time.monotonic() + 1, deadline))
+            assert time.monotonic() < deadline, f"Ctrl-C did nothing; it said:\n{self.seen}"
 
     def wait(self) -> int:
         """The exit code."""
@@ -79,17 +103,22 @@ class Terminal:
         self._process.wait(PATIENCE_S)
         os.close(self._main)
 
+    def _expect(self, text: str, deadline: float) -> str:
+        while (found := self.seen.find(text, self._read_up_to)) < 0:
+            assert self._read(deadline), f"the command ended before {text!r}; it said:\n{self.seen}"
+        begin, self._read_up_to = self._read_up_to, found + len(text)
+        return self.seen[begin : self._read_up_to]
+
     def _read(self, deadline: float) -> bool:
         """Take in what comes next; False if the command has ended."""
         ready, _, _ = select.select([self._main], [], [], max(deadline - time.monotonic(), 0))
-        assert ready, f"nothing came in time; it said:\n{self.seen}"
+        if not ready:
+            raise TimeoutError(f"nothing came in time; it said:\n{self.seen}")
         try:
             data = os.read(self._main, 65536)
         except OSError:  # how Linux reports that nobody holds the other end any more
             return False
-        text = ESCAPES.sub(b"", data).decode(errors="replace")
-        self._unread += text
-        self.seen += text
+        self._raw += data
         return bool(data)
 
 
@@ -119,21 +148,23 @@ def terminal(environ: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture
-def run(environ: dict[str, str]) -> Run:
-    """``run("models", …, stdin=…)`` runs a command in a pipe, to its end."""
+def run(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """``run("models", …, stdin=…)`` runs a command here, not on a terminal, to its end."""
+    for name in os.environ.keys() - environ.keys():
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
 
-    def run_command(
-        *arguments: str, stdin: str = "", more_environ: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "fastchat_serve", *arguments],
-            input=stdin,
-            env={**environ, **(more_environ or {})},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=PATIENCE_S,
-            check=False,
-        )
+    def run_command(*arguments: str, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as exit_:  # argparse
+            code = int(exit_.code or 0)
+        return Done(code, *capsys.readouterr())
 
     return run_command
 
@@ -158,7 +189,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def workers(url: str, run: Run) -> Callable[[], dict[str, WorkerCard]]:
+def workers(url: str, run: Callable[..., Done]) -> Callable[[], dict[str, WorkerCard]]:
     """The server's workers right now, by model."""
 
     def fetch() -> dict[str, WorkerCard]:
@@ -169,7 +200,7 @@ def workers(url: str, run: Run) -> Callable[[], dict[str, WorkerCard]]:
 
 
 @pytest.fixture
-def foreign_server() -> Iterator[Callable[[int, str, str], str]]:
+def foreign_server() -> Iterator[Callable[..., str]]:
     """``foreign_server(status, content_type, body)``: the address of a server that says just that to every request."""
     servers: list[ThreadingHTTPServer] = []
 

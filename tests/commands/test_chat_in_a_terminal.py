@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 PROMPT = "> "
-CTRL_C, CTRL_D, TAB, UP = "\x03", "\x04", "\t", "\x1b[A"
+CTRL_D, TAB, UP = "\x04", "\t", "\x1b[A"
 LONG = " ".join(f"word{i}" for i in range(100))
 
 
@@ -43,8 +43,7 @@ def test_shows_an_answer_while_it_comes_and_ctrl_c_stops_it_and_frees_the_slot(t
     chat.expect("word99\r\n")
     chat.expect("word0 word1 word2")
     assert workers()["slow"].running == 1
-    chat.type(CTRL_C)
-    chat.expect("Stopped.")
+    chat.interrupt("Stopped.")
     chat.expect(PROMPT)
     deadline = time.monotonic() + 10
     while workers()["slow"].running:
@@ -56,7 +55,7 @@ def test_shows_an_answer_while_it_comes_and_ctrl_c_stops_it_and_frees_the_slot(t
     chat.type(f"/save {tmp_path}/talk.json\r")
     chat.expect("Saved to")
     chat.expect(PROMPT)
-    chat.type(CTRL_C)
+    chat.type(CTRL_D)
     assert chat.wait() == 0
     question, answer, *_ = json.loads((tmp_path / "talk.json").read_text())["messages"]
     assert question["content"] == LONG
@@ -74,8 +73,7 @@ def test_runs_a_model_in_its_own_process_and_stops_its_answers_too(terminal, tmp
     chat.type(f"{LONG}\r")
     chat.expect("word99\r\n")
     chat.expect("word0 word1")
-    chat.type(CTRL_C)
-    chat.expect("Stopped.")
+    chat.interrupt("Stopped.")
     chat.expect(PROMPT)
     chat.type("and now\r")  # the only slot must be free again
     chat.expect("and now\r\n")
@@ -90,12 +88,11 @@ def test_ctrl_c_drops_a_line_that_was_begun_and_leaves_at_an_empty_one(terminal,
     chat.expect(PROMPT)
     chat.type("half a")
     chat.expect("half a")
-    chat.type(CTRL_C)
-    chat.expect(PROMPT)
+    chat.interrupt(PROMPT)
     chat.type("whole\r")
     chat.expect("whole\r\n")
     assert "half" not in chat.expect(PROMPT)
-    chat.type(CTRL_C)
+    chat.interrupt("\r\n")
     assert chat.wait() == 0
 
 
@@ -149,3 +146,27 @@ def test_a_model_cannot_drive_the_terminal(terminal, tmp_path):
     chat.type("x\r")
     chat.expect("]0;gotchasafe")  # without the escape character it is only text
     chat.expect(PROMPT)
+
+
+def test_an_answer_that_never_begins_can_be_stopped_and_leaves_no_trace(terminal, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text('[controller]\n[api]\n[[worker]]\nbackend = "echo"\noptions = {stall_at = 0}\n')
+    chat = terminal("chat", "--config", str(config))
+    chat.expect(PROMPT)
+    chat.type("hello\r")
+    chat.expect("⠋")
+    chat.interrupt("your message is forgotten.")
+    chat.expect(PROMPT)
+    chat.type("/regen\r")
+    chat.expect("Nothing was said yet.")
+
+
+def test_rendering_loses_neither_markup_nor_line_ends(terminal, url):
+    chat = terminal("chat", "--url", url, "--model", "echo")
+    chat.expect(PROMPT)
+    text = "<think>\nhm\n</think>\n\nFirst <b>line</b>\nsecond line\n\n```py\nx = 1\n```\n- an **item**"
+    chat.type(f"\x1b[200~{text}\x1b[201~\r")
+    chat.expect("- an **item**\r\n")
+    shown = [line.strip() for line in chat.expect("• an item").splitlines()]
+    for line in ("<think>", "hm", "</think>", "First <b>line</b>", "second line", "x = 1"):
+        assert line in shown

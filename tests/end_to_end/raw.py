@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,6 +69,15 @@ class Connection:
         """What still comes until the server closes."""
         async with asyncio.timeout(PATIENCE_S):
             return await self.reader.read()
+
+    async def closed_by_reset_or_end(self) -> bytes:
+        """What still comes until the server closes, be it with RST, as it may while we still send."""
+        received = b""
+        async with asyncio.timeout(PATIENCE_S):
+            with suppress(ConnectionResetError, BrokenPipeError):
+                while data := await self.reader.read(2**16):
+                    received += data
+        return received
 
     def reset(self) -> None:
         """Leave with RST instead of FIN."""

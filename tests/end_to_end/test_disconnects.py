@@ -6,14 +6,21 @@ import json
 from contextlib import aclosing
 
 import pytest
+from tests.end_to_end.raw import Connection, connected, get, post
+from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve import CONTRACT
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.plugins import Backend, Plugins
-from tests.end_to_end.raw import Connection, connected, get, post
-from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The standard loop, and the one that `fastchat-serve` runs on."""
+    return "asyncio", {"use_uvloop": request.param}
+
 
 ENDLESS = """
 [controller]

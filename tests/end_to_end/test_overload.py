@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 from openai import AsyncOpenAI, InternalServerError, RateLimitError
-
 from tests.end_to_end.raw import connected, events, expect_error, post
 from tests.end_to_end.waiting import queue_lengths, until
 
@@ -113,7 +112,9 @@ async def test_lower_priority_numbers_are_served_first(serving):
 
         async def client(priority: int) -> None:
             async with connected(server) as connection:
-                reply = await connection.request(post("/v1/completions", {"model": "echo", "prompt": "x", "priority": priority}))
+                reply = await connection.request(
+                    post("/v1/completions", {"model": "echo", "prompt": "x", "priority": priority})
+                )
                 assert reply.status == 200
                 order.append(priority)
 

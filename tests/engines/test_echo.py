@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sinks import Remembering, a_request
 
 from fastchat_serve import (
     Capability,
@@ -29,7 +30,6 @@ from fastchat_serve import (
     pull,
 )
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
-from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 
@@ -161,9 +161,17 @@ async def test_a_loop_over_nothing_ends_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("max_tokens", "text", "reason"),
-    [(0, "", "length"), (1, "to", "length"), (3, "to be or", "length"), (4, "to be or not", "stop"), (9, "to be or not", "stop")],
+    [
+        (0, "", "length"),
+        (1, "to", "length"),
+        (3, "to be or", "length"),
+        (4, "to be or not", "stop"),
+        (9, "to be or not", "stop"),
+    ],
 )
-async def test_max_tokens_is_exact_and_the_finish_reason_says_whether_it_cut(max_tokens: int, text: str, reason: str) -> None:
+async def test_max_tokens_is_exact_and_the_finish_reason_says_whether_it_cut(
+    max_tokens: int, text: str, reason: str
+) -> None:
     chunks = await chunks_of(EchoEngine(), a_request(max_tokens=max_tokens))
 
     assert (text_of(chunks), chunks[-1].finish_reason) == (text, reason)

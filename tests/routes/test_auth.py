@@ -8,9 +8,9 @@ import logging
 import pytest
 from litestar.routes import HTTPRoute
 from openai import AsyncOpenAI, AuthenticationError
+from tests.end_to_end.raw import connected, expect_error, get, post
 
 from fastchat_serve.routes.auth import Keys
-from tests.end_to_end.raw import connected, expect_error, get, post
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,9 @@ async def test_every_route_and_method_refuses_without_a_key(server):
     table = set()
     for route in server.application.asgi.routes:
         path = route.path_format.replace("{model}", "echo")
-        methods = route.methods if isinstance(route, HTTPRoute) else ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+        methods = (
+            route.methods if isinstance(route, HTTPRoute) else ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+        )
         table |= {(path, method) for method in methods}
     assert len(table) > 20, "the walk sees the routes"
 

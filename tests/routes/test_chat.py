@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
-
 from tests.end_to_end.raw import connected, events, post
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +59,13 @@ async def test_every_event_but_the_last_says_that_usage_is_still_null(server):
     """OpenAI's reference: "all other chunks will also include a usage field, but with a null value"."""
     asked = {"model": "echo", "messages": SAID, "stream": True}
     async with connected(server) as connection:
-        with_usage = events((await connection.request(post("/v1/chat/completions", asked | {"stream_options": {"include_usage": True}}))).body)
+        with_usage = events(
+            (
+                await connection.request(
+                    post("/v1/chat/completions", asked | {"stream_options": {"include_usage": True}})
+                )
+            ).body
+        )
         without = events((await connection.request(post("/v1/chat/completions", asked))).body)
 
     assert [event.get("usage", "absent") for event in with_usage[:-2]] == [None] * (len(with_usage) - 2)
@@ -157,7 +162,9 @@ async def test_sampling_fields_within_their_ranges_are_taken(client):
 
 
 async def test_null_means_not_given(server):
-    names = "stream stream_options n temperature top_p stop presence_penalty frequency_penalty logit_bias seed user tools"
+    names = (
+        "stream stream_options n temperature top_p stop presence_penalty frequency_penalty logit_bias seed user tools"
+    )
     names += " tool_choice parallel_tool_calls response_format max_tokens max_completion_tokens logprobs top_logprobs"
     async with connected(server) as connection:
         reply = await connection.request(
@@ -218,6 +225,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"extra_body": {"continue_final_message": True}}, "messages", None),
         ({"extra_body": {"min_tokens": 5}, "max_tokens": 2}, "min_tokens", None),
         ({"modalities": ["audio"]}, "modalities", "unsupported"),
+        ({"web_search_options": {}}, "web_search_options", "unsupported"),
     ],
     ids=str,
 )  # fmt: skip

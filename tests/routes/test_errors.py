@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import pytest
-
 from tests.end_to_end.raw import connected, expect_error, get, post
 
 pytestmark = pytest.mark.anyio
@@ -13,7 +12,9 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/nowhere", "/v1/chat/completions/x", "/v1/chat", "/%00", "/%ff", "/" + "x" * 2000])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/", "/nowhere", "/v1/chat/completions/x", "/v1/chat", "/%00", "/%ff", "/" + "x" * 2000]
+)
 async def test_an_unknown_route_is_a_404(server, path):
     """G14."""
     async with connected(server) as connection:
@@ -44,7 +45,10 @@ async def test_a_wrong_method_is_a_405_that_names_the_right_ones(server, path, a
     assert set(reply.headers["allow"].split(", ")) == set(allowed.split(", "))
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/echo", "/health", "/ready", "/metrics", "/schema", "/cluster/workers", "/nowhere", CHAT])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models", "/v1/models/echo", "/health", "/ready", "/metrics", "/schema", "/cluster/workers", "/nowhere", CHAT],
+)
 async def test_every_reply_has_a_request_id(server, path):
     async with connected(server) as connection:
         echoed = await connection.request(get(path, x_request_id="mine-1"))
@@ -89,12 +93,7 @@ async def test_pipelined_requests_are_answered_in_order(server):
         asked = [{"model": "echo", "prompt": f"number {i}", "stream": i % 2 == 0, "max_tokens": 5} for i in range(20)]
         connection.send(b"".join(post("/v1/completions", request) for request in asked))
         for i in range(20):
-            assert f"number{' ' if i % 2 else ''}".encode() in (reply := await connection.reply()).body.replace(b'"text":"', b"")
+            assert f"number{' ' if i % 2 else ''}".encode() in (reply := await connection.reply()).body.replace(
+                b'"text":"', b""
+            )
             assert str(i).encode() in reply.body
-
-
-async def test_what_is_not_http_is_refused(server):
-    for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"):
-        async with connected(server) as connection:
-            connection.send(nonsense)
-            assert (await connection.closed()).startswith(b"HTTP/1.1 400 ")

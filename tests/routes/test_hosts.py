@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.end_to_end.raw import connected, events, expect_error, get, post
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +41,10 @@ async def test_a_generation_for_a_foreign_name_is_refused(server):
 
 
 async def test_configured_names_are_answered_and_no_others(serving):
-    async with serving('[server]\nallowed_hosts = ["llm.example"]\n' + WORKER) as server, connected(server) as connection:
+    async with (
+        serving('[server]\nallowed_hosts = ["llm.example"]\n' + WORKER) as server,
+        connected(server) as connection,
+    ):
         assert (await connection.request(get("/v1/models", host="llm.example:443"))).status == 200
         expect_error(await connection.request(get("/v1/models", host="x.llm.example")), 403)
         expect_error(await connection.request(get("/v1/models", host="localhost")), 403)

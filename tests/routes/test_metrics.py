@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
 from tests.end_to_end.raw import connected, get, post
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +90,11 @@ async def test_nothing_a_client_makes_up_becomes_a_label(serving):
     async with serving(TOML) as server, connected(server) as connection:
         before = await samples(connection)
         for number in range(50):
-            for path, rest in ((CHAT, {"messages": [{"role": "user", "content": "x"}]}), (TEXT, {"prompt": "x"}), ("/v1/embeddings", {"input": "x"})):
+            for path, rest in (
+                (CHAT, {"messages": [{"role": "user", "content": "x"}]}),
+                (TEXT, {"prompt": "x"}),
+                ("/v1/embeddings", {"input": "x"}),
+            ):
                 reply = await connection.request(post(path, {"model": f"made-up-{number}"} | rest))
                 assert reply.status == 404
             await connection.request(get(f"/v1/models/made-up-{number}"))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tests.end_to_end.raw import connected, events, expect_error, post
+from tests.end_to_end.waiting import queue_lengths, until
+
+from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.local import ABORT_GRACE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -207,4 +210,7 @@ async def test_an_engine_that_ignores_an_abort_is_taken_out_and_its_slot_is_free
     toml = ROLES + worker("deaf", stall_at=0, deaf=True) + limits + worker("good")
     async with serving(toml) as server, connected(server) as connection:
         expect_error(await connection.request(chat("deaf", FIVE)), 504, "first_token_timeout")
+        await until(lambda: server.application.workers[0].state is WorkerState.FAILED, within_s=2 * ABORT_GRACE_S)
+        assert queue_lengths(server) == (0, 0)
+        expect_error(await connection.request(chat("deaf", FIVE)), 503)
         assert (await connection.request(chat("good", "x"))).status == 200

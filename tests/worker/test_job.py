@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.sinks import Remembering, a_request
 
 from fastchat_serve import Chunk, GenerateRequest, Handle, Sink, Usage
 from fastchat_serve.config import Timeouts
@@ -19,7 +20,6 @@ from fastchat_serve.errors import (
 )
 from fastchat_serve.worker.job import Job
 from fastchat_serve.worker.slots import Slots
-from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,8 @@ class Puppet:
 
     def check(self, seconds_later: float = 0.0) -> bool:
         self.now += seconds_later
-        return all([job.check(self.now, GRACE_S) for job in list(self.jobs)])
+        obeyed = [job.check(self.now, GRACE_S) for job in list(self.jobs)]
+        return all(obeyed)
 
     @property
     def busy(self) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from typing import Self
 
 import anyio
 import pytest
+from tests.sinks import Remembering, a_request
 
 from fastchat_serve import Chunk, Embeddings, EmbedRequest, GenerateRequest, TextPrompt, pull, push
 from fastchat_serve.config import Timeouts
@@ -25,7 +26,6 @@ from fastchat_serve.errors import (
 from fastchat_serve.worker import local
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
-from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 
@@ -492,12 +492,11 @@ async def test_everyone_who_waits_for_the_drain_is_told_of_its_end() -> None:
         drained.append(True)
 
     with anyio.fail_after(5):
-        async with anyio.create_task_group() as tasks:
-            async with running(worker):
-                await begin(worker).has(1)
-                tasks.start_soon(drain)
-                tasks.start_soon(drain)
-                await until(lambda: worker.state is WorkerState.DRAINING)
+        async with anyio.create_task_group() as tasks, running(worker):
+            await begin(worker).has(1)
+            tasks.start_soon(drain)
+            tasks.start_soon(drain)
+            await until(lambda: worker.state is WorkerState.DRAINING)
 
     assert drained == [True, True]
 

@@ -208,6 +208,8 @@ async def test_a_huge_text_is_refused_without_being_read(opened: Opened) -> None
         {"prompt": TokenPrompt(())},
         {"prompt": TokenPrompt((5, 1024))},
         {"prompt": TokenPrompt((-1,))},
+        {"prompt": TextPrompt("half a pair: \ud83d")},
+        {"constraint": Choice(("\ud83d",))},
         {"logit_bias": {4000: 1.0}},
         {"stop_token_ids": (5000,)},
         {"resume_token_ids": (5000,)},

@@ -18,7 +18,9 @@ from torch import Tensor
 from fastchat_backend_hf import HfOptions
 from fastchat_backend_hf.embeddings import Embedder, EmbedJob
 from fastchat_backend_hf.engine import HfEngine
+from fastchat_backend_hf.kv import _SlotLayer
 from fastchat_backend_hf.runners import BatchRunner
+from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.solo import SoloRunner
 from fastchat_serve import Chunk, EmbedRequest, EngineError, EngineSetup, OutOfMemory, TextPrompt, Unavailable
 
@@ -131,8 +133,11 @@ async def test_an_unloaded_engine_ends_its_streams_and_gives_its_memory_back(ope
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastchat-hf")]
 
 
+@pytest.mark.parametrize(
+    "cause", [SystemExit("the thread is lost"), torch.AcceleratorError("CUDA error: device-side assert triggered")]
+)
 async def test_when_the_thread_dies_every_request_ends_with_an_error(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, cause: BaseException
 ) -> None:
     async with opened() as engine:
         sinks = [RecordingSink() for _ in range(3)]
@@ -141,12 +146,12 @@ async def test_when_the_thread_dies_every_request_ends_with_an_error(
         await until(lambda: all(sink.chunks for sink in sinks))
 
         def die(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
-            raise SystemExit("the thread is lost")
+            raise cause
 
         monkeypatch.setattr(BatchRunner, "decode", die)
         await until(lambda: all(sink.ends for sink in sinks))
         assert [[type(error) for error in sink.ends] for sink in sinks] == [[EngineError]] * 3
-        assert isinstance(engine.fatal_error, SystemExit)
+        assert engine.fatal_error is cause
         with pytest.raises(EngineError):
             await answer(engine, asking())
         assert engine.current_load().running == 0
@@ -175,11 +180,11 @@ async def test_unloading_does_not_wait_for_ever_for_a_stuck_step(
         release.wait(20)
         raise SystemExit
 
-    monkeypatch.setattr(BatchRunner, "decode", hang)
     monkeypatch.setattr("fastchat_backend_hf.engine._UNLOAD_TIMEOUT_S", 0.05)
     sink = RecordingSink()
     try:
         async with asyncio.timeout(10), opened() as engine:
+            monkeypatch.setattr(BatchRunner, "decode", hang)
             engine.start(ENDLESS, sink)
             await until(stuck.is_set)
         assert [type(error) for error in sink.ends] == [Unavailable]
@@ -246,6 +251,41 @@ async def test_memory_that_runs_out_in_a_step_ends_the_longest_answer(
     assert short.ids == well.ids
 
 
+async def test_a_cache_that_cannot_grow_generously_grows_as_much_as_it_must(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asking([9] * 30, max_tokens=30, ignore_eos=True)
+    async with opened() as engine:
+        well = await answer(engine, request)
+    reshaped = _SlotLayer._reshaped
+
+    def small_device(self: _SlotLayer, cells: Tensor | None, states: Tensor) -> Tensor:
+        if self.shape[0] * self.shape[1] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reshaped(self, cells, states)
+
+    monkeypatch.setattr(_SlotLayer, "_reshaped", small_device)
+    async with opened() as engine:
+        assert (await answer(engine, request)).ids == well.ids
+        with pytest.raises(OutOfMemory):
+            await answer(engine, asking([9] * 70))
+        short = [asking((5, i), id=str(i), max_tokens=2) for i in range(4)]
+        assert len(await asyncio.gather(*(answer(engine, one) for one in short))) == 4
+
+
+async def test_a_failing_draw_ends_the_rows_of_its_step(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as engine:
+        with monkeypatch.context() as patched:
+
+            def fail(self: Sampler, logits: Tensor) -> list[Draw]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            patched.setattr(Sampler, "draw", fail)
+            with pytest.raises(OutOfMemory):
+                await answer(engine, asking())
+        assert (await answer(engine, asking())).ids
+
+
 async def test_a_step_that_fails_ends_its_rows_and_the_engine_goes_on(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,8 +329,9 @@ async def test_logits_that_are_not_numbers_end_the_answer_and_taint_nobody(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reliability F18. A poisoned row of the cache would leak through the mask: zero times NaN is NaN."""
+    short = asking(max_tokens=30, ignore_eos=True)
     async with opened() as engine:
-        well = await answer(engine, asking())
+        well = await answer(engine, short)
         prefill = BatchRunner.prefill
 
         def poison(self: BatchRunner, contexts: Sequence[Any]) -> Tensor:
@@ -305,7 +346,11 @@ async def test_logits_that_are_not_numbers_end_the_answer_and_taint_nobody(
         monkeypatch.setattr(BatchRunner, "prefill", poison)
         with pytest.raises(EngineError, match="not a number"):
             await answer(engine, asking((77,) * 40))
-        assert (await answer(engine, asking())).ids == well.ids
+        async with aclosing(engine.generate_stream(short)) as stream:
+            ids = list((await anext(stream)).token_ids)  # in the row that was poisoned
+            await answer(engine, asking([9] * 30, id="wide", max_tokens=2))  # lets the step look at all of it
+            ids += [token async for chunk in stream for token in chunk.token_ids]
+        assert ids == well.ids
 
 
 async def test_requests_leave_no_thread_behind(opened: Opened) -> None:

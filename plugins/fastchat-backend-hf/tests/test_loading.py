@@ -265,6 +265,14 @@ async def test_the_cache_bound_limits_the_context(opened: Opened) -> None:
         assert engine.info.context_length == 128
 
 
+async def test_remote_code_is_off_and_noted_when_on(opened: Opened) -> None:
+    """Reliability S7."""
+    async with opened() as engine:
+        assert engine.info.notes == ()
+    async with opened(trust_remote_code=True) as engine:
+        assert "trust_remote_code" in engine.info.notes[0]
+
+
 async def test_half_precision_works(opened: Opened) -> None:
     async with opened(dtype="bfloat16") as engine:
         assert engine.info.dtype == "bfloat16"

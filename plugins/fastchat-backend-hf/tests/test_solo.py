@@ -9,8 +9,8 @@ import pytest
 import tiny_models
 import torch
 from hf_answers import Opened, answer, asking
-from transformers import PreTrainedTokenizerFast
 
+from fastchat_backend_hf.kv import _SlotLayer
 from fastchat_serve import Capability
 
 pytestmark = pytest.mark.anyio
@@ -77,15 +77,20 @@ async def test_a_window_over_the_whole_context_is_no_obstacle(opened: Opened) ->
         assert one.ids == expected[0, len(prompt) :].tolist()
 
 
-async def test_a_model_whose_output_changes_in_a_batch_is_found_out(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: object, tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize(
+    ("method", "broken", "note"),
+    [
+        ("get_seq_length", lambda self: 0, "output changes"),  # so that the mask hides all but the first token
+        ("get_mask_sizes", None, "does not take a shared cache"),
+    ],
+)
+async def test_a_model_that_cannot_share_a_pass_is_found_out(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, broken: object, note: str
 ) -> None:
-    from fastchat_backend_hf.kv import KvCache
-
-    monkeypatch.setattr(KvCache, "reserve", lambda self, rows, columns: None)  # nothing is kept
-    async with opened() as engine:
-        assert any("one at a time" in note for note in engine.info.notes)
-        alone = await answer(engine, asking())
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(_SlotLayer, method, broken)
+        async with opened() as engine:
+            assert any("one at a time" in one and note in one for one in engine.info.notes)
+            alone = await answer(engine, asking())
     async with opened() as engine:
         assert (await answer(engine, asking())).ids == alone.ids

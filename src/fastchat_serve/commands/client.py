@@ -26,7 +26,7 @@ from fastchat_serve.config import Secret
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.errors import FastchatServeError, StartupError
 
-__all__ = ["RequestFailed", "ServerClient", "client_from", "show_list"]
+__all__ = ["RequestFailed", "ServerClient", "client_from", "error_message", "show_list"]
 
 CONNECT_S = 5.0
 REPLY_S = 15.0
@@ -65,7 +65,7 @@ class ServerClient:
 
     def __init__(self, url: str, api_key: Secret) -> None:
         if not _URL.fullmatch(url):
-            raise StartupError(f"--url: {url!r} is no address of the form http://host:port.")
+            raise StartupError("--url: an address has the form http://host:port, with a path at most.")
         if api_key and not _KEY.fullmatch(api_key.reveal()):
             raise StartupError("The API key holds white space or characters that no HTTP header can carry.")
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -75,7 +75,9 @@ class ServerClient:
         try:
             base = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise StartupError(f"--url: {url!r}: {error}.") from None
+            raise StartupError(f"--url: {error}.") from None
+        if (base.port or 0) > 65535:
+            raise StartupError("--url: a port is at most 65535.")
         self._http = httpx.AsyncClient(
             base_url=base,
             headers=headers,
@@ -121,8 +123,10 @@ class ServerClient:
         """Whatever goes wrong with the connection, in words."""
         try:
             yield
-        except httpx.ConnectError:
-            raise RequestFailed(f"There is no server at {self.url}. Is it running, and is this its address?") from None
+        except httpx.ConnectError as error:
+            raise RequestFailed(
+                f"Cannot connect to {self.url}: {_line(str(error))}. Is a server running there?"
+            ) from None
         except (httpx.TimeoutException, TimeoutError) as error:
             what = "took no connection" if isinstance(error, httpx.ConnectTimeout) else "did not answer in time"
             raise RequestFailed(f"The server at {self.url} {what}.") from None

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise StartupError(f'There is no page "{args.topic}".{nearest(topic, pages)} Pages: {", ".join(pages)}.')
     text = pages[topic].read_text(encoding="utf-8")
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(text, hyperlinks=False))
     else:
         print(text, end="")
     return 0

@@ -28,6 +28,13 @@ def _table(models: ModelList) -> Table:
     table.add_column("listed since")
     for card in models.data:
         context = "" if isinstance(card.max_model_len, UnsetType) else f"{card.max_model_len:,}"
-        since = f"{datetime.fromtimestamp(card.created).astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(Text(card.id), context, Text(card.owned_by), since)
+        table.add_row(Text(card.id), context, Text(card.owned_by), _when(card.created))
     return table
+
+
+def _when(unix_seconds: int) -> str:
+    """In local time; empty for what no calendar holds."""
+    try:
+        return f"{datetime.fromtimestamp(unix_seconds).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from types import MappingProxyType
 
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,7 @@ from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
 
 __all__ = ["run"]
 
-_STYLES = {"ready": "green", "failed": "red"}
+_STYLES = MappingProxyType({"ready": "green", "failed": "red"})
 """Of states; all others are on their way from one to another."""
 
 

@@ -214,6 +214,8 @@ class ChatCompletionRequest(Sampling, frozen=True, kw_only=True):
     # Deprecated by OpenAI before tools; refused by name rather than ignored.
     functions: Any = None
     function_call: Any = None
+    # Only OpenAI can do this; refused likewise.
+    web_search_options: Any = None
 
 
 class CompletionRequest(Sampling, frozen=True, kw_only=True):

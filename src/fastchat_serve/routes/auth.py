@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Iterable
+from types import MappingProxyType
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -18,7 +19,7 @@ from fastchat_serve.routes.exchange import header
 
 __all__ = ["PUBLIC", "Keys", "require_key"]
 
-PUBLIC = {"public": True}
+PUBLIC = MappingProxyType({"public": True})
 """`opt` of a route that needs no key."""
 
 _HASHED = "sha256:"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 from litestar import Request
 from litestar.exceptions import HTTPException
-from litestar.types import ExceptionHandlersMap
 
 from fastchat_serve.errors import (
     InvalidRequest,
@@ -83,8 +84,12 @@ def _unexpected(request: _Request, error: Exception) -> IdentifiedResponse[bytes
     return _render(request, _Unexpected("The server failed on this request. Its log says why, under the request's id."))
 
 
-EXCEPTION_HANDLERS: ExceptionHandlersMap = {
-    ServeError: _render,
-    HTTPException: _http_error,
-    Exception: _unexpected,
-}
+EXCEPTION_HANDLERS: Mapping[int | type[Exception], Callable[[_Request, Any], IdentifiedResponse[bytes]]] = (
+    MappingProxyType(
+        {
+            ServeError: _render,
+            HTTPException: _http_error,
+            Exception: _unexpected,
+        }
+    )
+)

@@ -18,7 +18,7 @@ from litestar.types import Receive, Scope, Send
 
 from fastchat_serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
-__all__ = ["JSON_CONTENT", "Exchange", "Outlet", "decode", "request_id"]
+__all__ = ["JSON_CONTENT", "MAX_BACKLOG_BYTES", "Exchange", "Header", "Outlet", "decode", "header", "request_id"]
 
 Header = tuple[bytes, bytes]
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import torch
 
 from fastchat_serve import StartupError
 
-__all__ = ["free_memory", "parse_bytes", "pick_device", "pick_dtype", "pick_threads"]
+__all__ = ["empty_cache", "free_memory", "parse_bytes", "pick_device", "pick_dtype", "pick_threads"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -71,6 +71,13 @@ def free_memory(device: torch.device) -> int:
     module = getattr(torch, device.type)  # torch.cuda, torch.xpu, torch.npu
     free, _ = module.mem_get_info(device)
     return int(free)
+
+
+def empty_cache() -> None:
+    """Give memory that torch keeps for later back to the accelerator."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        getattr(torch, accelerator.type).empty_cache()
 
 
 def _free_host_memory() -> int:

@@ -18,8 +18,8 @@ from typing import Self, TypeVar
 
 import anyio
 import anyio.to_thread
-import torch
 
+from fastchat_backend_hf.devices import empty_cache
 from fastchat_backend_hf.embeddings import EmbedJob
 from fastchat_backend_hf.failures import as_serve_error
 from fastchat_backend_hf.generation import News
@@ -116,8 +116,7 @@ class HfEngine:
         del self._stepper
         self._model = None
         gc.collect()
-        if torch.accelerator.is_available():
-            torch.accelerator.memory.empty_cache()
+        empty_cache()
 
     @property
     def info(self) -> EngineInfo:

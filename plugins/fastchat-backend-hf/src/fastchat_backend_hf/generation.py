@@ -73,15 +73,18 @@ class Generation:
         self._finish_complete()
         parts = [logits for logits in (self._decode(), self._join()) if logits is not None]
         if parts:
-            if self._sampler is None:
-                self._sampler = Sampler(list(self._scheduler.running), self._device)
-            self._accept(self._sampler.draw(parts[0] if len(parts) == 1 else torch.cat(parts)))
+            try:
+                draws = self._draw(parts[0] if len(parts) == 1 else torch.cat(parts))
+            except Exception as error:
+                self._fail_all(error)
+            else:
+                self._accept(draws)
         return self._news
 
     def release(self) -> None:
         self._runner.release()
 
-    # ------------------------------------------------------------------------------ the four parts of a step
+    # ------------------------------------------------------------------------------ the parts of a step
 
     def _drop_unwanted(self) -> None:
         """End what nobody waits for any more."""
@@ -113,11 +116,10 @@ class Generation:
             except RowFailed as failure:
                 self._fail_row(failure.row, failure.__cause__ or failure)
             except Exception as error:
-                if is_out_of_memory(error):
+                if not is_out_of_memory(error):
+                    self._fail_all(error)
+                elif not self._runner.shrink():
                     self._fail_row(max(range(len(running)), key=lambda row: len(running[row])), error)
-                else:
-                    for row in reversed(range(len(running))):
-                        self._fail_row(row, error)
         return None
 
     def _join(self) -> Tensor | None:
@@ -130,14 +132,21 @@ class Generation:
             try:
                 parts.append(self._begin(group))
             except Exception as error:
-                if len(group) > 1:  # whose fault is it?
+                if is_out_of_memory(error) and self._runner.shrink():
+                    groups.insert(0, group)
+                elif len(group) > 1:  # whose fault is it?
                     groups = [[sequence] for sequence in group]
                 else:
                     self._fail(group[0], error)
-                continue
-            self._scheduler.running += group
-            self._sampler = None
+            else:
+                self._scheduler.running += group
+                self._sampler = None
         return torch.cat(parts) if parts else None
+
+    def _draw(self, logits: Tensor) -> list[Draw]:
+        if self._sampler is None:
+            self._sampler = Sampler(list(self._scheduler.running), self._device)
+        return self._sampler.draw(logits)
 
     def _accept(self, draws: Sequence[Draw]) -> None:
         for row in reversed(range(self.running)):
@@ -194,11 +203,13 @@ class Generation:
     def _fail_row(self, row: int, error: BaseException) -> None:
         self._fail(self._drop(row), error)
 
+    def _fail_all(self, error: BaseException) -> None:
+        for row in reversed(range(self.running)):
+            self._fail_row(row, error)
+
     def _fail(self, sequence: TokenSequence, error: BaseException) -> None:
         if is_fatal(error):
             raise error
-        if is_out_of_memory(error):
-            self._runner.shrink()
         logger.error("request %s failed", sequence.request.id, exc_info=error)
         self._news.append(News(sequence.stream, ended=True, error=as_serve_error(error)))
 

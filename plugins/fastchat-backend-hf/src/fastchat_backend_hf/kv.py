@@ -124,6 +124,7 @@ class KvCache(Cache):  # type: ignore[misc]
         self._max_rows, self._max_columns = max_rows, max_columns
         self.budget_tokens = budget_tokens
         self._shape = (0, 0)
+        self._generous = True
 
     def fits(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths can be held together."""
@@ -151,9 +152,11 @@ class KvCache(Cache):  # type: ignore[misc]
                 if cells is not None:
                     cells[row] = 0
 
-    def shrink(self) -> None:
-        """Plan anew at the next `reserve`: memory ran out while growing."""
-        self._shape = (0, 0)
+    def shrink(self) -> bool:
+        """Hold no more than is needed from now on; False if that is so already."""
+        was_generous, self._generous = self._generous, False
+        self._shape = (0, 0)  # so that the next `reserve` plans anew
+        return was_generous
 
     def release(self) -> None:
         """Give the memory back."""
@@ -168,10 +171,12 @@ class KvCache(Cache):  # type: ignore[misc]
         return sum(part.shape[1] * part.shape[3] * part.element_size() for part in cells)
 
     def _roomy(self, rows: int, columns: int) -> tuple[int, int]:
-        """The shape to grow to: doubling, if the budget holds it, so that growing is rare."""
+        """The shape to grow to: more than is asked for, if the budget holds it, so that growing is rare."""
+        tight = self._rounded(columns)
+        if not self._generous:
+            return rows, tight
         more_rows = min(self._max_rows, 1 << (rows - 1).bit_length())
         more_columns = min(self._rounded(columns * 3 // 2), self._max_columns)
-        tight = self._rounded(columns)
         for shape in ((more_rows, more_columns), (more_rows, tight), (rows, more_columns)):
             if shape[0] * shape[1] <= self.budget_tokens:
                 return shape

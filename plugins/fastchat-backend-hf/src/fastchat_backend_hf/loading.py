@@ -70,6 +70,8 @@ def _assemble(
     checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, model: Any, dtype: torch.dtype
 ) -> LoadedModel:
     notes: list[str] = []
+    if options.trust_remote_code:
+        notes.append("Python code that came with the model may run here (trust_remote_code)")
     context_length = _context_length(checkpoint, options, tokenizer, notes)
     template = _chat_template(options, tokenizer) if checkpoint.kind != "encoder" else None
     vocabulary = Vocabulary(_backend(tokenizer), model.get_input_embeddings().num_embeddings)

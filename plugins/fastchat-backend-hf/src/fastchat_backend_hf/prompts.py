@@ -106,6 +106,7 @@ class Prompts:
         fewest = len(text) // self._vocabulary.longest_token
         if fewest > self._context_length:  # so long that it need not be read
             raise ContextOverflow(limit=self._context_length, prompt_tokens=fewest, param=param)
+        _check_text(text, param)
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def _input(self, prompt: TextPrompt | TokenPrompt, number: int, truncate: bool) -> list[int]:
@@ -115,6 +116,7 @@ class Prompts:
             self._check_ids("input", prompt.token_ids)
             ids = list(prompt.token_ids)[: limit if truncate else None]
         elif truncate:
+            _check_text(prompt.text, "input")
             encoding = self._tokenizer.encode(
                 prompt.text[: limit * self._vocabulary.longest_token], add_special_tokens=False
             )
@@ -148,6 +150,8 @@ class Prompts:
             return None
         if not isinstance(request.constraint, Choice):
             raise Unsupported("This engine supports no constraint but a choice.")
+        for option in request.constraint.options:
+            _check_text(option, "choice")
         constraint = ChoiceConstraint(request.constraint.options, self._vocabulary.by_bytes, self._end_ids)
         for token in request.resume_token_ids:
             constraint.accept(token)
@@ -157,3 +161,11 @@ class Prompts:
         for id in ids:
             if not 0 <= id < self._vocabulary.size:
                 raise InvalidRequest(f"Token id {id} is none of this model's {self._vocabulary.size}.", param=name)
+
+
+def _check_text(text: str, param: str) -> None:
+    """Python's strings can hold half of a surrogate pair, which is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"The text has a lone surrogate at position {error.start}.", param=param) from error

@@ -77,8 +77,8 @@ class Runner(Protocol):
         """Clear a row whose values are not finite, so that nobody inherits them."""
         ...
 
-    def shrink(self) -> None:
-        """Memory ran out: hold no more than is needed."""
+    def shrink(self) -> bool:
+        """Memory ran out: hold no more than is needed. True if that is less than before, so that a retry may do."""
         ...
 
     def release(self) -> None:
@@ -146,8 +146,8 @@ class BatchRunner:
     def scrub(self, row: int) -> None:
         self._cache.scrub(row)
 
-    def shrink(self) -> None:
-        self._cache.shrink()
+    def shrink(self) -> bool:
+        return self._cache.shrink()
 
     def release(self) -> None:
         self._lengths.clear()

@@ -69,8 +69,9 @@ class SoloRunner:
     def scrub(self, row: int) -> None:
         """Nobody inherits a cache here."""
 
-    def shrink(self) -> None:
-        """These caches hold no more than they need."""
+    def shrink(self) -> bool:
+        """These caches never hold more than they need."""
+        return False
 
     def release(self) -> None:
         self._lengths.clear()

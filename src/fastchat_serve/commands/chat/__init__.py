@@ -6,7 +6,8 @@
     ├── conversation.py   what was said; files
     ├── lines.py          input: a terminal with history, or a pipe
     ├── screen.py         output: rendered Markdown, or a pipe
-    └── streaming.py      one answer, and Ctrl-C
+    ├── interrupts.py     Ctrl-C
+    └── streaming.py      one answer
         └── partner.py    who answers: over_http.py or in_process.py
 """
 

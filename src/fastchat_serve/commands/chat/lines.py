@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from fastchat_serve.commands.chat.interrupts import on_interrupt
 
 __all__ = ["Lines", "piped_lines", "typed_lines"]
 
@@ -30,7 +33,8 @@ class Lines(Protocol):
 def typed_lines(words: Sequence[str], *, styled: bool) -> Iterator[Lines]:
     """Lines from a person: edited with readline, remembered over sessions, `words` completed by Tab.
 
-    Ctrl-D leaves. Ctrl-C drops what was typed; if nothing was, it leaves.
+    Ctrl-D leaves. Ctrl-C drops what was typed; if nothing was, it leaves. Between prompts Ctrl-C does nothing
+    unless somebody gives it something to do.
     """
     import readline  # here: from its import on, every `input` of the process goes through it
 
@@ -43,7 +47,8 @@ def typed_lines(words: Sequence[str], *, styled: bool) -> Iterator[Lines]:
     def read() -> str | None:
         while True:
             try:
-                return input(prompt)
+                with on_interrupt(signal.default_int_handler):
+                    return input(prompt)
             except EOFError:
                 print()
                 return None
@@ -58,13 +63,14 @@ def typed_lines(words: Sequence[str], *, styled: bool) -> Iterator[Lines]:
         readline.parse_and_bind("bind ^I rl_complete")
     else:
         readline.parse_and_bind("tab: complete")
-        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message; Python's default is off
+        readline.parse_and_bind("set enable-bracketed-paste on")  # so pasted lines are one message
     readline.set_history_length(HISTORY_LINES)
     file = _history_file()
     with contextlib.suppress(OSError):  # the first time, or a home that cannot be read
         readline.read_history_file(file)
     try:
-        yield read
+        with on_interrupt(lambda *_: None):
+            yield read
     finally:
         with contextlib.suppress(OSError):  # a chat without a history is still a chat
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

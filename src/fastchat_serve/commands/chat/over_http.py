@@ -48,13 +48,19 @@ class _OverHttp:
             "max_tokens": settings.max_tokens,
             "stream": True,
         }
+        reason: FinishReason | None = None
         async with aclosing(self._client.events("/v1/chat/completions", msgspec.json.encode(body))) as events:
             async for data in events:
                 if data == DONE:
-                    return
+                    reason = reason or "stop"
+                    break
                 for choice in _choices(data):
-                    yield Chunk(text=choice.delta.content or "", finish_reason=_reason(choice.finish_reason))
-        raise RequestFailed("The server ended the stream before the answer was complete.")
+                    reason = _reason(choice.finish_reason) or reason
+                    if choice.delta.content:
+                        yield Chunk(text=choice.delta.content)
+        if reason is None:
+            raise RequestFailed("The server ended the stream before the answer was complete.")
+        yield Chunk(finish_reason=reason)
 
 
 @asynccontextmanager
@@ -85,6 +91,8 @@ def _choices(data: str) -> tuple[_Choice, ...]:
     return choices
 
 
-def _reason(wire_reason: str | None) -> FinishReason | None:
+def _reason(said: str | None) -> FinishReason | None:
     """To a chat, all that matters is whether the answer was cut off."""
-    return wire_reason if wire_reason is None or wire_reason == "length" else "stop"  # type: ignore[return-value]
+    if said is None:
+        return None
+    return "length" if said == "length" else "stop"

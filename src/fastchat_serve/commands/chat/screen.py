@@ -40,7 +40,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Say something aside."""
-        self._notes.print(Text(text, style="dim"), soft_wrap=True)
+        self._notes.print(Text(_printable(text), style="dim"), soft_wrap=True)
 
     def hint(self, text: str) -> None:
         """Say something that only helps a person."""
@@ -49,7 +49,8 @@ class Screen:
 
     def error(self, text: str) -> None:
         """Say what went wrong."""
-        self._notes.print(Text(text if self.interactive else f"fastchat-serve: {text}", style="red"), soft_wrap=True)
+        line = _printable(text if self.interactive else f"fastchat-serve: {text}")
+        self._notes.print(Text(line, style="red"), soft_wrap=True)
 
     def exchange(self, exchange: Exchange) -> None:
         """Show a person again what was said."""
@@ -156,7 +157,7 @@ class _MarkdownAnswer:
 
 
 class _Block:
-    """Some Markdown without blank lines around it.
+    """Some Markdown without blank lines around it. It is parsed when it is drawn: not every piece is.
 
     Args:
         gap: Put one blank line before it.
@@ -164,10 +165,10 @@ class _Block:
     """
 
     def __init__(self, markdown: str, *, gap: bool, max_lines: int | None = None) -> None:
-        self._markdown, self._gap, self._max_lines = _markdown(markdown), gap, max_lines
+        self._markdown, self._gap, self._max_lines = markdown, gap, max_lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self._markdown, options, pad=False)
+        lines = console.render_lines(_markdown(self._markdown), options, pad=False)
         while lines and _is_blank(lines[0]):
             del lines[0]
         while lines and _is_blank(lines[-1]):
@@ -194,8 +195,8 @@ def _split_last_block(text: str) -> tuple[str, str]:
 
 
 def _markdown(text: str) -> Markdown:
-    """`text` as Markdown in which nothing gets lost: line ends count, and HTML is text."""
-    markdown = Markdown(text)
+    """`text` as Markdown in which nothing gets lost: line ends count, HTML is text, links show where they lead."""
+    markdown = Markdown(text, hyperlinks=False)
     for token in markdown.parsed:
         if token.type == "html_block":
             token.type = "code_block"

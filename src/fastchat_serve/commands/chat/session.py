@@ -77,18 +77,20 @@ class Session:
         Returns:
             The exit code.
         """
-        self._screen.hint(f"Chatting with {self._model} {self._place}.\n/help lists commands, Ctrl-C stops an answer.\n")
-        try:
-            while not self._over and (line := lines()) is not None:
-                try:
-                    self._obey(line)
-                except FastchatServeError as error:
-                    self._screen.error(str(error))
-                    if not self._screen.interactive:
-                        return 1
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        return 0
+        self._screen.hint(f"Chatting with {self._model} {self._place}.")
+        self._screen.hint("/help lists commands, Ctrl-C stops an answer.\n")
+        failed = 0
+        while not failed and not self._over:
+            try:
+                if (line := lines()) is None:
+                    break
+                self._obey(line)
+            except FastchatServeError as error:
+                self._screen.error(str(error))
+                failed = 0 if self._screen.interactive else 1
+            except KeyboardInterrupt:
+                failed = 0 if self._screen.interactive else INTERRUPTED
+        return failed
 
     def _obey(self, line: str) -> None:
         """Do a command, or have a message answered. A blank before a command makes it a message."""

@@ -7,15 +7,14 @@ it should at either place: at the prompt it is readline's, during an answer it c
 
 from __future__ import annotations
 
-import signal
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from queue import SimpleQueue
-from types import FrameType
 
 from anyio.from_thread import BlockingPortal
 from msgspec import Struct
 
+from fastchat_serve.commands.chat.interrupts import on_interrupt
 from fastchat_serve.engine import Chunk, FinishReason
 
 __all__ = ["Reply", "read_answer"]
@@ -54,8 +53,8 @@ def read_answer(portal: BlockingPortal, chunks: AsyncGenerator[Chunk, None], sho
     texts: list[str] = []
     finish_reason: FinishReason | None = None
     stopping = False
-    task = portal.start_task_soon(deliver)
-    with _on_interrupt(lambda: arrived.put(_Interrupt())):
+    with on_interrupt(lambda *_: arrived.put(_Interrupt())):
+        task = portal.start_task_soon(deliver)
         while (item := arrived.get()) is not None:
             if isinstance(item, _Interrupt):
                 if stopping:
@@ -69,17 +68,3 @@ def read_answer(portal: BlockingPortal, chunks: AsyncGenerator[Chunk, None], sho
     if not stopping:
         task.result()
     return Reply("".join(texts), finish_reason)
-
-
-@contextmanager
-def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
-    """Have Ctrl-C do `act` instead of raising `KeyboardInterrupt` wherever the main thread happens to be."""
-
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        act()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

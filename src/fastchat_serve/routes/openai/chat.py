@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import msgspec
 from litestar.handlers import ASGIRouteHandler
@@ -33,7 +34,7 @@ from fastchat_serve.routes.plain import PlainReply
 from fastchat_serve.routes.sse import DONE, EventReply, event
 from fastchat_serve.text import TextDelta, ToolEvent, ToolParser
 
-__all__ = ["chat_route"]
+__all__ = ["chat_route", "include_usage", "wire_usage"]
 
 _decoder = msgspec.json.Decoder(wire.ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -246,6 +247,8 @@ def _tool_parser(model: str, service: Service) -> ToolParserFactory:
 def _refuse_unknown_ways(request: wire.ChatCompletionRequest) -> None:
     if request.functions or request.function_call:
         raise Unsupported("functions and function_call were replaced by tools and tool_choice.", param="functions")
+    if request.web_search_options is not None:
+        raise Unsupported("This server does not search the web.", param="web_search_options")
     if request.modalities and set(request.modalities) != {"text"}:
         raise Unsupported("Only the modality 'text' is supported.", param="modalities")
     if request.chat_template is not None:
@@ -268,7 +271,7 @@ def _tools(request: wire.ChatCompletionRequest, limit: int) -> tuple[ToolSpec, .
     )
 
 
-_ROLES = {"developer": "system", "function": "tool"}
+_ROLES = MappingProxyType({"developer": "system", "function": "tool"})
 """Newer and older names of roles that chat templates know."""
 
 

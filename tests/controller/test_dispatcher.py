@@ -1,0 +1,230 @@
+"""Which worker gets a request, and what is said when none can."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+from tests.sinks import Remembering, a_request
+
+from fastchat_serve import (
+    Capability,
+    ChatPrompt,
+    Choice,
+    EmbedRequest,
+    GenerateRequest,
+    JsonSchema,
+    Message,
+    TextPrompt,
+    ToolSpec,
+)
+from fastchat_serve.controller.dispatcher import Dispatcher
+from fastchat_serve.controller.policies import round_robin, shortest_queue
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.engines.echo import EchoEngine, EchoOptions
+from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupported
+from fastchat_serve.policy import Candidate, Draw, Policy
+from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.local import LocalWorker
+
+pytestmark = pytest.mark.anyio
+
+CHAT = ChatPrompt((Message(role="user", content="hello"),))
+EMBED = EmbedRequest(id="embed", inputs=(TextPrompt("a"),))
+
+
+def a_worker(
+    *, lacking: Sequence[Capability] = (), concurrency: int = 1, queue: int = 0, loop: bool = True, speed: float = 1.0
+) -> LocalWorker:
+    engine = EchoEngine(EchoOptions(loop=loop, split="byte"))
+    has = engine.info.capabilities - frozenset(lacking)
+    engine.info = msgspec.structs.replace(engine.info, capabilities=has)
+    return LocalWorker(engine, names=("m",), concurrency=concurrency, queue=queue, speed=speed)
+
+
+@asynccontextmanager
+async def dispatching(*workers: LocalWorker, policy: Policy = shortest_queue) -> AsyncIterator[Dispatcher]:
+    registry = Registry()
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.enter_context(anyio.fail_after(20))
+        for worker in workers:
+            registry.add(worker)
+            await tasks.start(worker.run)
+            stack.callback(worker.stop)
+        yield Dispatcher(registry, policy)
+
+
+def start(dispatcher: Dispatcher, **request: object) -> Remembering:
+    sink = Remembering()
+    dispatcher.start("m", a_request(**request), sink)  # type: ignore[arg-type]
+    return sink
+
+
+async def test_an_unknown_model_is_not_found() -> None:
+    async with dispatching(a_worker()) as dispatcher:
+        with pytest.raises(ModelNotFound, match="'other'") as missing:
+            dispatcher.start("other", a_request(), Remembering())
+        assert (missing.value.status, missing.value.param) == (404, "model")
+        with pytest.raises(ModelNotFound):
+            await dispatcher.embed("other", EMBED)
+
+
+async def test_the_policy_chooses_among_what_it_is_told_of_the_workers() -> None:
+    seen: list[tuple[tuple[float, int], ...]] = []
+
+    def last(candidates: Sequence[Candidate], draw: Draw) -> int:
+        seen.append(tuple((candidate.speed, candidate.queue_length) for candidate in candidates))
+        return len(candidates) - 1
+
+    workers = a_worker(concurrency=9), a_worker(concurrency=9, speed=2.5)
+    async with dispatching(*workers, policy=last) as dispatcher:
+        start(dispatcher)
+        start(dispatcher)
+
+        assert seen == [((1.0, 0), (2.5, 0)), ((1.0, 0), (2.5, 1))]
+        assert [worker.queue_length for worker in workers] == [0, 2]
+
+
+async def test_counts_fall_when_requests_end_so_the_idle_one_is_chosen_again() -> None:
+    workers = [a_worker(concurrency=100, loop=False) for _ in range(2)]
+    async with dispatching(*workers) as dispatcher:
+        for _ in range(50):
+            await start(dispatcher).ended()
+        sinks = [start(dispatcher) for _ in range(10)]
+
+        assert [worker.queue_length for worker in workers] == [5, 5]
+        for sink in sinks:
+            await sink.ended()
+        assert [worker.queue_length for worker in workers] == [0, 0]
+
+
+async def test_round_robin_takes_turns() -> None:
+    workers = [a_worker(concurrency=9) for _ in range(3)]
+    async with dispatching(*workers, policy=round_robin) as dispatcher:
+        for _ in range(7):
+            start(dispatcher)
+
+        assert [worker.queue_length for worker in workers] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("state", [WorkerState.LOADING, WorkerState.DRAINING, WorkerState.FAILED, WorkerState.STOPPED])
+async def test_who_does_not_take_requests_is_passed_over(state: WorkerState) -> None:
+    away, ready = a_worker(), a_worker(concurrency=9)
+    async with dispatching(away, ready) as dispatcher:
+        away.state = state
+        for _ in range(5):
+            start(dispatcher)
+
+        assert (away.queue_length, ready.queue_length) == (0, 5)
+
+
+async def test_when_all_are_down_it_says_so_and_when_to_come_back() -> None:
+    workers = a_worker(), a_worker()
+    async with dispatching(*workers) as dispatcher:
+        workers[0].state, workers[1].state = WorkerState.DRAINING, WorkerState.FAILED
+        sink = Remembering()
+        with pytest.raises(Unavailable, match=r"draining, failed") as down:
+            dispatcher.start("m", a_request(), sink)
+
+        assert (down.value.status, sink.ends) == (503, [])
+        assert down.value.retry_after_s is not None
+        with pytest.raises(Unavailable):
+            await dispatcher.embed("m", EMBED)
+
+
+async def test_a_full_worker_passes_the_request_on_and_all_full_ones_refuse_it() -> None:
+    def first(candidates: Sequence[Candidate], draw: Draw) -> int:
+        return 0
+
+    workers = [a_worker() for _ in range(3)]
+    async with dispatching(*workers, policy=first) as dispatcher:
+        for _ in workers:
+            start(dispatcher)
+        assert [worker.queue_length for worker in workers] == [1, 1, 1]
+
+        sink = Remembering()
+        with pytest.raises(Overloaded) as full:
+            dispatcher.start("m", a_request(), sink)
+        assert (full.value.status, sink.ends) == (429, [])
+        assert full.value.retry_after_s == 1
+
+
+async def test_a_worker_that_declines_at_the_last_moment_passes_the_request_on() -> None:
+    class Declines(LocalWorker):
+        def start(self, request, sink):  # type: ignore[no-untyped-def]
+            raise Unavailable("just lost it")
+
+    declining, ready = Declines(EchoEngine(), names=("m",)), a_worker()
+    async with dispatching(declining, ready, policy=lambda candidates, draw: 0) as dispatcher:
+        start(dispatcher)
+
+        assert ready.queue_length == 1
+
+
+async def test_embeddings_find_a_worker_that_is_not_full() -> None:
+    workers = a_worker(), a_worker()
+    async with dispatching(*workers, policy=lambda candidates, draw: 0) as dispatcher:
+        start(dispatcher)
+        assert (await dispatcher.embed("m", EMBED)).prompt_tokens == 1
+
+        start(dispatcher)
+        with pytest.raises(Overloaded):
+            await dispatcher.embed("m", EMBED)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "request_", "param"),
+    [
+        (Capability.LOGPROBS, a_request(logprobs=1), "logprobs"),
+        (Capability.PROMPT_LOGPROBS, a_request(prompt_logprobs=1), "logprobs"),
+        (Capability.CHAT, GenerateRequest(id="r", prompt=CHAT), "messages"),
+        (Capability.TOOLS, GenerateRequest(id="r", prompt=ChatPrompt(CHAT.messages, (ToolSpec("f"),))), "tools"),
+        (Capability.LOGIT_BIAS, a_request(logit_bias={1: 2.0}), "logit_bias"),
+        (Capability.JSON_SCHEMA, a_request(constraint=JsonSchema({})), "response_format"),
+        (Capability.CHOICE, a_request(constraint=Choice(("a",))), "structured_outputs"),
+        (Capability.RESUME_SAMPLED, a_request(resume_token_ids=(1,)), None),
+        (Capability.RESUME_GREEDY, a_request(resume_token_ids=(1,), temperature=0.0), None),
+        (Capability.ADAPTERS, a_request(adapter="x"), None),
+        (Capability.GENERATE, a_request(), None),
+    ],
+    ids=lambda value: value.value if isinstance(value, Capability) else "",
+)
+async def test_what_no_worker_can_do_is_refused_by_name_and_not_trimmed(
+    lacking: Capability, request_: GenerateRequest, param: str | None
+) -> None:
+    async with dispatching(a_worker(lacking=[lacking]), a_worker(lacking=[lacking])) as dispatcher:
+        sink = Remembering()
+        with pytest.raises(Unsupported) as refusal:
+            dispatcher.start("m", request_, sink)
+
+        assert (refusal.value.status, refusal.value.param, sink.ends) == (400, param, [])
+
+
+async def test_embeddings_of_a_model_that_makes_none_are_refused() -> None:
+    async with dispatching(a_worker(lacking=[Capability.EMBED])) as dispatcher:
+        with pytest.raises(Unsupported, match="makes no embeddings"):
+            await dispatcher.embed("m", EMBED)
+
+
+async def test_of_mixed_workers_those_that_can_are_chosen() -> None:
+    cannot, can = a_worker(lacking=[Capability.LOGPROBS], concurrency=9), a_worker(concurrency=9)
+    async with dispatching(cannot, can) as dispatcher:
+        for _ in range(4):
+            start(dispatcher, logprobs=1)
+        assert (cannot.queue_length, can.queue_length) == (0, 4)
+
+        for _ in range(4):
+            start(dispatcher)
+        assert (cannot.queue_length, can.queue_length) == (4, 4)
+
+
+async def test_tokenizing_goes_to_a_worker_that_can() -> None:
+    async with dispatching(a_worker(lacking=[Capability.TOKENIZE]), a_worker()) as dispatcher:
+        ids = await dispatcher.tokenize("m", TextPrompt("hi"))
+
+        assert await dispatcher.detokenize("m", ids) == "hi"
+        assert await dispatcher.tokenize("m", CHAT)

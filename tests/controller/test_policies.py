@@ -1,0 +1,102 @@
+"""Policies are pure: the same candidates and the same draw, the same choice; chance is fair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastchat_serve.controller.policies import POLICIES, lottery, power_of_two, round_robin, shortest_queue
+from fastchat_serve.policy import Candidate, Draw, Policy
+
+DRAWS = 6000
+CANDIDATES = st.lists(
+    st.builds(Candidate, id=st.just("w"), speed=st.floats(0, 10), queue_length=st.integers(0, 99)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def workers(*speeds_and_queues: tuple[float, int]) -> list[Candidate]:
+    return [Candidate(str(index), speed, queue) for index, (speed, queue) in enumerate(speeds_and_queues)]
+
+
+def draws(policy: Policy, candidates: list[Candidate], seed: int = 1) -> Counter[int]:
+    random = Random(seed)
+    return Counter(policy(candidates, Draw(random, turn)) for turn in range(DRAWS))
+
+
+def assert_follows(counts: Counter[int], weights: list[float]) -> None:
+    """Pearson's chi-square against `weights`, with a bound that one in a million fair runs would miss."""
+    assert sum(weights[index] == 0 and counts[index] for index in range(len(weights))) == 0
+    expected = [DRAWS * weight / sum(weights) for weight in weights]
+    chi_square = sum((counts[index] - value) ** 2 / value for index, value in enumerate(expected) if value)
+    degrees = sum(value > 0 for value in expected) - 1
+    assert chi_square <= degrees + 7 * (2 * degrees) ** 0.5 + 12
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(candidates=CANDIDATES, seed=st.integers(), turn=st.integers(0))
+def test_the_same_input_gives_the_same_choice_and_a_valid_one(
+    policy: Policy, candidates: list[Candidate], seed: int, turn: int
+) -> None:
+    before = list(candidates)
+    choice = policy(candidates, Draw(Random(seed), turn))
+
+    assert 0 <= choice < len(candidates)
+    assert policy(candidates, Draw(Random(seed), turn)) == choice
+    assert candidates == before
+
+
+def test_lottery_draws_by_speed_whatever_the_queues() -> None:
+    assert_follows(draws(lottery, workers((1, 9), (2, 0), (5, 3))), [1, 2, 5])
+
+
+def test_lottery_gives_nothing_to_speed_zero_unless_there_is_nobody_else() -> None:
+    assert_follows(draws(lottery, workers((1, 0), (0, 0), (1, 0))), [1, 0, 1])
+    assert_follows(draws(lottery, workers((0, 0), (0, 0))), [1, 1])
+
+
+@given(CANDIDATES, st.integers())
+def test_shortest_queue_takes_the_least_queue_for_its_speed(candidates: list[Candidate], seed: int) -> None:
+    choice = candidates[shortest_queue(candidates, Draw(Random(seed), 0))]
+    fast = [candidate for candidate in candidates if candidate.speed]
+    if fast:
+        assert choice.speed
+        assert choice.queue_length / choice.speed == min(other.queue_length / other.speed for other in fast)
+
+
+def test_shortest_queue_breaks_ties_fairly() -> None:
+    assert_follows(draws(shortest_queue, workers((1, 2), (2, 4), (1, 3), (3, 6))), [1, 1, 0, 1])
+    assert_follows(draws(shortest_queue, workers((0, 0), (0, 5))), [1, 1])
+
+
+def test_round_robin_goes_through_all_of_them_in_turn() -> None:
+    three = workers((1, 0), (1, 0), (1, 0))
+
+    assert [round_robin(three, Draw(Random(), turn)) for turn in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_power_of_two_takes_the_better_of_two_at_random() -> None:
+    """Of three, the best wins both of its pairs, the middle one its other, the worst none."""
+    assert_follows(draws(power_of_two, workers((1, 9), (1, 0), (1, 5))), [0, 2, 1])
+    assert_follows(draws(power_of_two, workers((1, 1), (1, 1), (1, 1), (1, 1))), [1, 1, 1, 1])
+    assert power_of_two(workers((1, 7)), Draw(Random(), 0)) == 0
+
+
+def test_power_of_two_balances_nearly_as_well_as_the_shortest_queue() -> None:
+    def worst(policy: Policy) -> int:
+        random, queues = Random(3), [0] * 20
+        for turn in range(2000):
+            queues[policy(workers(*((1, queue) for queue in queues)), Draw(random, turn))] += 1
+        return max(queues)
+
+    assert worst(shortest_queue) == 100
+    assert worst(power_of_two) <= 105 < worst(lottery)
+
+
+def test_every_policy_can_be_named_in_a_config() -> None:
+    assert set(POLICIES) == {"lottery", "shortest_queue", "round_robin", "power_of_two"}

@@ -1,0 +1,182 @@
+"""Thousands of requests of every kind leave nothing behind (G8, F42).
+
+5 000 by default. ``FASTCHAT_LEAK_REQUESTS=100000 pytest tests/end_to_end/test_leaks.py`` is the full run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import socket
+import struct
+from typing import Any
+
+import psutil
+import pytest
+from tests.end_to_end.raw import post
+from tests.end_to_end.waiting import queue_lengths, until
+
+from fastchat_serve.server import HttpServer
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The standard loop, and the one that `fastchat-serve` runs on."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
+REQUESTS = int(os.environ.get("FASTCHAT_LEAK_REQUESTS", "5000"))
+CLIENTS = 50
+WARM_UP = 1500
+GROWTH_BYTES = 8 * 2**20
+"""What memory may grow by after the warm-up, however many requests there were: the allocator's slack."""
+
+ECHO = """
+[controller]
+[api]
+[[worker]]
+backend = "echo"
+concurrency = 16
+queue = 64
+"""
+SAID = {"model": "echo", "messages": [{"role": "user", "content": "to be or not to be"}]}
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+KINDS: dict[str, tuple[bytes, int]] = {
+    "stream": (post(CHAT, SAID | {"stream": True}), 200),
+    "plain": (post(CHAT, SAID), 200),
+    "several": (post(TEXT, {"model": "echo", "prompt": ["a b", "c"], "n": 2, "logprobs": 1}), 200),
+    "embedding": (post("/v1/embeddings", {"model": "echo", "input": "to be"}), 200),
+    "bad json": (post(CHAT, b"{"), 400),
+    "bad field": (post(CHAT, SAID | {"n": 10**6}), 400),
+    "bad model": (post(CHAT, SAID | {"model": "none"}), 404),
+    "bad path": (post("/nowhere", b"{}"), 404),
+}
+"""What clients send, and the status they must get."""
+ABORTED = post(CHAT, {"model": "echo", "messages": [{"role": "user", "content": "on and on " * 300}], "stream": True})
+
+
+class Client(asyncio.Protocol):
+    """A closed loop over one kept connection: one request, its reply, the next. No task, no stream objects."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.received = b""
+        self.status = 0
+        self.leaving = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.next()
+
+    def next(self) -> None:
+        kind = self.load.draw()
+        self.received = b""
+        if kind is None:
+            self.transport.close()
+        elif kind == "abort":
+            self.leaving = True
+            self.transport.write(ABORTED)
+        elif kind == "abort unsent":
+            self.transport.write(ABORTED[:-10])
+            self.reset()
+        else:
+            request, self.status = KINDS[kind]
+            self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.leaving:
+            self.reset()
+            return
+        self.received += data
+        head, found, body = self.received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if b"transfer-encoding: chunked" in head:
+            if not body.endswith(b"0\r\n\r\n"):
+                return
+            assert body.count(b"data: [DONE]") == 1
+        else:
+            length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+            if len(body) < length:
+                return
+        assert head.startswith(b"HTTP/1.1 %d " % self.status), head
+        self.next()
+
+    def reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.done.set_result(None)
+
+
+class Load:
+    """`count` requests from fifty clients at once; those that leave come back over a new connection."""
+
+    def __init__(self, server: HttpServer, count: int, seed: int) -> None:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        self.address = (host, int(port))
+        self.left = count
+        self.random = random.Random(seed)
+        self.kinds = [*KINDS, "stream", "stream", "plain", "plain", "abort", "abort unsent"]
+        self.failures: list[dict[str, Any]] = []
+
+    def draw(self) -> str | None:
+        if not self.left:
+            return None
+        self.left -= 1
+        return self.random.choice(self.kinds)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self.failures.append(context))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(CLIENTS):
+                    tasks.create_task(self.client())
+        finally:
+            loop.set_exception_handler(None)
+        assert not self.failures, self.failures[0]
+
+    async def client(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.left and not self.failures:
+            _, client = await loop.create_connection(lambda: Client(self), *self.address)
+            await client.done
+
+
+@pytest.mark.timeout(600)
+async def test_tasks_descriptors_slots_and_memory_are_afterwards_as_before(serving):
+    process = psutil.Process()
+    async with serving(ECHO) as server:
+        await Load(server, WARM_UP, seed=1).run()
+        await settled(server)
+        tasks, descriptors, memory = len(asyncio.all_tasks()), process.num_fds(), resident(process)
+
+        await Load(server, REQUESTS, seed=2).run()
+        await settled(server)
+
+        assert len(asyncio.all_tasks()) == tasks
+        assert process.num_fds() == descriptors
+        assert queue_lengths(server) == (0, 0)
+        assert [worker.load().engine.running for worker in server.application.workers] == [0]
+        assert resident(process) - memory < GROWTH_BYTES
+
+
+async def settled(server: HttpServer) -> None:
+    """All clients have gone, and the server knows."""
+    await until(lambda: server.open_connections == 0 and queue_lengths(server) == (0, 0), within_s=5)
+    await until(lambda: server.open_requests == 0, within_s=5)
+
+
+def resident(process: psutil.Process) -> int:
+    gc.collect()
+    return int(process.memory_info().rss)

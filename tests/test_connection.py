@@ -1,0 +1,118 @@
+"""Connections that are rude below HTTP: long heads, slow heads, nonsense, pipelines that break off."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from fastchat_serve import connection as module
+from fastchat_serve.connection import MAX_HEAD_BYTES
+from tests.conftest import ECHO
+from tests.end_to_end.raw import connected, get, post
+from tests.end_to_end.waiting import queue_lengths, until
+
+pytestmark = pytest.mark.anyio
+
+GOOD = get("/health")
+ENDLESS = ECHO + "options = {loop = true, delay_ms = 2}\n"
+
+
+def error_of(received: bytes) -> bytes:
+    """The body of a 400 in OpenAI's shape, after which the server closed."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), received[:200]
+    assert b"connection: close" in head
+    assert body.startswith(b'{"error":{"message":')
+    return body
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"y" * MAX_HEAD_BYTES + b": x\r\n\r\n",
+        b"GET /health?" + b"y" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 40_000 + b"\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 5_000_000,
+    ],
+    ids=["value", "name", "query", "many", "endless"],
+)
+async def test_a_head_that_is_too_long_is_refused_in_one_read_or_many(serving, head):
+    """S12."""
+    async with serving(ECHO) as server, connected(server) as connection:
+        for start in range(0, len(head), 30_000):
+            connection.send(head[start : start + 30_000])
+        error_of(await connection.closed_by_reset_or_end())
+        async with connected(server) as other:
+            assert (await other.request(GOOD)).status == 200
+
+
+async def test_a_head_within_the_limit_is_taken(serving):
+    async with serving(ECHO) as server, connected(server) as connection:
+        assert (await connection.request(get("/health", x="y" * (MAX_HEAD_BYTES - 200)))).status == 200
+        large = post("/v1/completions", {"model": "echo", "prompt": "x" * 2 * MAX_HEAD_BYTES})
+        assert (await connection.request(large)).status == 200
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    ],
+)
+async def test_what_is_not_http_is_refused_in_openais_shape_and_answered_once(serving, nonsense):
+    """S13: nothing after broken framing is taken for a request."""
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(nonsense + GOOD)
+        received = await connection.closed_by_reset_or_end()
+        error_of(received)
+        assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("part", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: loc"], ids=["none", "line", "header"])
+async def test_a_head_that_does_not_come_is_not_waited_for(serving, monkeypatch, part):
+    """F38: connection without a request, and a head that stops in the middle."""
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(part)
+        began = time.monotonic()
+        assert await connection.closed_by_reset_or_end() == b""
+        assert time.monotonic() - began < 5
+
+
+async def test_a_head_that_drips_is_not_waited_for_either(serving, monkeypatch):
+    """F38: a byte now and then does not keep it open."""
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)
+    async with serving(ECHO) as server, connected(server) as connection:
+        began = time.monotonic()
+        async with asyncio.timeout(10):
+            while server.open_connections or time.monotonic() - began < 0.1:
+                connection.send(b"x")
+                await asyncio.sleep(0.02)  # this is the drip
+
+
+async def test_a_kept_connection_is_not_taken_for_a_slow_head(serving, monkeypatch):
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
+    async with serving(ENDLESS) as server, connected(server) as connection:
+        assert (await connection.request(GOOD)).status == 200
+        connection.send(post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 200}))
+        assert (await connection.reply()).status == 200, "longer than the limit for heads"
+        assert (await connection.request(GOOD)).status == 200
+
+
+async def test_leaving_a_pipeline_frees_the_request_under_way(serving):
+    """G4: also if another request waits behind it on the same connection."""
+    stream = post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 10**5, "stream": True})
+    async with serving(ENDLESS) as server, connected(server) as connection:
+        connection.send(stream * 3)
+        await until(lambda: queue_lengths(server) == (1, 0))
+        await connection.head()
+        connection.reset()
+        await until(lambda: queue_lengths(server) == (0, 0) and server.open_requests == 0)

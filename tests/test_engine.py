@@ -1,0 +1,102 @@
+"""The contract's own words: what a request needs of an engine, and what the types promise."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from tests.sinks import a_request
+
+from fastchat_serve import (
+    CONTRACT,
+    Capability,
+    ChatPrompt,
+    Choice,
+    Chunk,
+    Engine,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Message,
+    PushEngine,
+    Regex,
+    SamplingParams,
+    TextPart,
+    ToolSpec,
+)
+from fastchat_serve.engine import required_capabilities
+from fastchat_serve.engines.echo import EchoEngine
+
+HELLO = (Message(role="user", content="hello"),)
+
+
+def test_this_is_contract_one() -> None:
+    assert CONTRACT == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "needed"),
+    [
+        (a_request(), set()),
+        (a_request(b"ids", stop=("x",), temperature=0.5, top_k=3, priority=2), set()),
+        (a_request(prompt_logprobs=0), {Capability.PROMPT_LOGPROBS}),
+        (a_request(logprobs=0), {Capability.LOGPROBS}),
+        (a_request(logit_bias={1: -100.0}), {Capability.LOGIT_BIAS}),
+        (a_request(logit_bias={}), set()),
+        (a_request(resume_token_ids=(1,)), {Capability.RESUME_SAMPLED}),
+        (a_request(resume_token_ids=(1,), temperature=0.0), {Capability.RESUME_GREEDY}),
+        (a_request(adapter="law"), {Capability.ADAPTERS}),
+        (a_request(constraint=JsonObject()), {Capability.JSON_OBJECT}),
+        (a_request(constraint=JsonSchema({})), {Capability.JSON_SCHEMA}),
+        (a_request(constraint=Regex("a+")), {Capability.REGEX}),
+        (a_request(constraint=Grammar("root ::= 'a'")), {Capability.GRAMMAR}),
+        (a_request(constraint=Choice(("a", "b"))), {Capability.CHOICE}),
+        (msgspec.structs.replace(a_request(), prompt=ChatPrompt(HELLO)), {Capability.CHAT}),
+        (
+            msgspec.structs.replace(a_request(), prompt=ChatPrompt(HELLO, tools=(ToolSpec("f"),))),
+            {Capability.CHAT, Capability.TOOLS},
+        ),
+    ],
+)
+def test_a_request_needs_what_it_uses_and_nothing_else(request_, needed: set[Capability]) -> None:  # type: ignore[no-untyped-def]
+    assert required_capabilities(request_) == {Capability.GENERATE} | needed
+
+
+def test_every_constraint_has_a_capability() -> None:
+    kinds = (JsonObject(), JsonSchema({}), Regex(""), Grammar(""), Choice(()))
+
+    assert len({required_capabilities(a_request(constraint=kind)) for kind in kinds}) == len(kinds)
+
+
+def test_a_message_has_one_text_however_it_came() -> None:
+    assert Message(role="user", content="a").text == "a"
+    assert Message(role="user", content=(TextPart("a"), TextPart("b"))).text == "a\nb"
+    assert Message(role="assistant").text == ""
+
+
+def test_a_default_turns_everything_off() -> None:
+    off = SamplingParams()
+
+    assert (off.temperature, off.top_p, off.top_k, off.min_p, off.repetition_penalty) == (1.0, 1.0, 0, 0.0, 1.0)
+    assert (off.presence_penalty, off.frequency_penalty, off.logit_bias, off.stop, off.min_tokens) == (
+        0,
+        0,
+        None,
+        (),
+        0,
+    )
+
+
+def test_a_chunk_says_only_what_it_is_told() -> None:
+    assert Chunk() == Chunk(text="", token_ids=(), finish_reason=None, usage=None)
+    with pytest.raises(AttributeError):
+        Chunk().text = "x"  # type: ignore[misc]
+
+
+def test_an_engine_is_known_by_its_form() -> None:
+    class PullOnly(EchoEngine):
+        start = None  # type: ignore[assignment]
+
+    assert isinstance(EchoEngine(), PushEngine)
+    assert isinstance(PullOnly(), Engine)
+    assert not isinstance(PullOnly(), PushEngine)
+    assert not isinstance(object(), Engine)
