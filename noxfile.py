@@ -70,8 +70,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, strict, over the product and its plugins. Engine libraries count as untyped."""
-    session.install("mypy>=1.18", "--editable", ".", "tokenizers")
+    """mypy, strict, over the product and its plugins."""
+    install(session, "mypy>=1.18")
     for package in ("src", *(f"{plugin}/src" for plugin in PLUGINS)):
         session.run("mypy", package)
 

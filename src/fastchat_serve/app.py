@@ -45,6 +45,9 @@ __all__ = ["Application", "LogProgress", "create_app"]
 
 logger = logging.getLogger(__name__)
 
+_ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "generate_stream", "info")
+"""What the contract wants of every engine, whatever its capabilities."""
+
 
 class Application:
     """One process: workers, controller and API, and the Litestar app in front of them.
@@ -104,8 +107,14 @@ class Application:
         if worker.tool_parser is not None and worker.tool_parser not in self._plugins.tool_parsers:
             known = ", ".join(sorted(self._plugins.tool_parsers))
             raise config.error(("worker", index, "tool_parser"), f"there is no such parser; known are: {known}")
+        engine = backend.factory(setup)
+        missing = [name for name in _ENGINE_MEMBERS if not hasattr(type(engine), name) and name not in vars(engine)]
+        if missing:
+            raise config.error(
+                ("worker", index, "backend"), f"the engine of {worker.backend!r} lacks {', '.join(missing)}"
+            )
         return LocalWorker(
-            backend.factory(setup),
+            engine,
             names=worker.names,
             concurrency=worker.concurrency,
             queue=worker.queue,

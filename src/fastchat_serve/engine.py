@@ -409,8 +409,8 @@ class Handle(Protocol):
 
 
 @runtime_checkable
-class PushEngine(Engine, Protocol):
-    """An engine that steps a batch and serves every stream of it in one call per step."""
+class PushEngine(Protocol):
+    """An `Engine` that steps a batch and serves every stream of it in one call per step."""
 
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
         """Begin an answer; returns at once. Everything that can go wrong arrives at `sink.end`."""

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -137,18 +138,23 @@ class Load:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: self.failures.append(context))
+        clients = asyncio.gather(*(self.client() for _ in range(CLIENTS)))
+
+        def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            self.failures.append(context)
+            clients.cancel()
+
+        loop.set_exception_handler(fail)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(CLIENTS):
-                    tasks.create_task(self.client())
+            with suppress(asyncio.CancelledError):
+                await clients
         finally:
             loop.set_exception_handler(None)
         assert not self.failures, self.failures[0]
 
     async def client(self) -> None:
         loop = asyncio.get_running_loop()
-        while self.left and not self.failures:
+        while self.left:
             _, client = await loop.create_connection(lambda: Client(self), *self.address)
             await client.done
 

@@ -270,7 +270,7 @@ async def test_prompt_log_probabilities_come_with_the_first_chunk(opened: Opened
     assert echo.token_ids == tuple(prompt)
     assert all(chunk.prompt is None for chunk in got.chunks[1:])
     assert echo.logprobs is not None
-    assert echo.logprobs[0] is None
+    assert echo.logprobs[0].logprob is None
     with torch.inference_mode():
         expected = llama(torch.tensor([prompt])).logits[0].log_softmax(-1)
     for position, entry in enumerate(echo.logprobs[1:]):

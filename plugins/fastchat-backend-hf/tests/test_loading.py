@@ -124,8 +124,8 @@ async def test_a_broken_folder_is_refused_with_the_reason(
         ({"device": "cuda:7"}, "not here"),
         ({"quantization": "bitsandbytes-4bit"}, r"fastchat-backend-hf\[bitsandbytes\]"),
         ({"quantization": "torchao-int8"}, r"fastchat-backend-hf\[torchao\]"),
-        ({"lora": "/no/such/adapter"}, "LoRA|peft"),
-        ({"chat_template": "/no/such/template.jinja"}, "no such chat template"),
+        ({"lora": Path("/no/such/adapter")}, "LoRA|peft"),
+        ({"chat_template": Path("/no/such/template.jinja")}, "no such chat template"),
         ({"kv_cache_tokens": None, "kv_cache_bytes": "100B"}, "key-value cache"),
         ({"device_map": "auto", "max_memory": {"cpu": "1KiB"}}, "not enough memory"),
     ],
@@ -236,13 +236,11 @@ async def test_capabilities_say_what_the_model_can_do(opened: Opened, edited: Ed
     bare = edited("llama", {"tokenizer_config.json": {"chat_template": None}, "chat_template.jinja": None})
     async with opened(bare) as engine:
         assert not {Capability.CHAT, Capability.TOOLS} & engine.info.capabilities
-    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
-    (bare / "own.jinja").write_text(template)
-    for chat_template in (template, str(bare / "own.jinja")):
-        async with opened(bare, chat_template=chat_template) as engine:
-            assert Capability.CHAT in engine.info.capabilities
-            assert Capability.TOOLS not in engine.info.capabilities
-            assert await engine.render(ChatPrompt((Message(role="user", content="x"),))) == "[x]"
+    (bare / "own.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    async with opened(bare, chat_template=bare / "own.jinja") as engine:
+        assert Capability.CHAT in engine.info.capabilities
+        assert Capability.TOOLS not in engine.info.capabilities
+        assert await engine.render(ChatPrompt((Message(role="user", content="x"),))) == "[x]"
 
 
 async def test_every_stop_token_of_model_and_tokenizer_counts(opened: Opened, edited: Edited) -> None:
@@ -396,7 +394,7 @@ async def test_a_lora_folder_is_merged(opened: Opened, tmp_path: Path) -> None:
         )
     async with opened() as engine:
         plain = (await answer(engine, asking(max_tokens=12)), engine.info.fingerprint)
-    async with opened(lora=str(tmp_path / "lora")) as engine:
+    async with opened(lora=tmp_path / "lora") as engine:
         got = await answer(engine, asking(max_tokens=12))
         assert engine.info.fingerprint != plain[1]
     assert got.ids == expected[0, 3:].tolist()

@@ -39,7 +39,7 @@ from fastchat_serve.engine import (
     Usage,
 )
 from fastchat_serve.engines.echo_tokens import Split, certain, encode, pieces, prompt_bytes, token_id, unit_vector
-from fastchat_serve.errors import ContextOverflow, EngineError, ServeError
+from fastchat_serve.errors import ContextOverflow, EngineError, InvalidRequest, ServeError
 from fastchat_serve.hookspecs import EngineSetup, RegisterEngine, hookimpl
 from fastchat_serve.push import pull
 from fastchat_serve.text import StopStrings
@@ -182,6 +182,8 @@ class _Stream:
     def prepare(self) -> None:
         """Work out the answer's tokens. Raises `InvalidRequest`."""
         options, request, sampling = self._engine.options, self._request, self._request.sampling
+        if isinstance(request.prompt, ChatPrompt) and request.prompt.template_options:
+            raise InvalidRequest("The echo engine has no chat template to set.", param="chat_template_kwargs")
         prompt = prompt_bytes(request.prompt)
         prompt_pieces = self._engine.tokens(prompt)
         self._prompt_tokens = len(prompt_pieces)

@@ -21,7 +21,7 @@ from fastchat_backend_hf.sampling import Draw, Sampler, raw_logprobs
 from fastchat_backend_hf.scheduler import Scheduler
 from fastchat_backend_hf.sequences import Stream, TokenSequence
 from fastchat_backend_hf.vocabulary import Vocabulary
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError, TokenLogprob
+from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
 
 __all__ = ["Generation", "News"]
 
@@ -172,7 +172,7 @@ class Generation:
     def _score(self, sequence: TokenSequence) -> Tensor:
         """Begin a row and attach the log-probabilities of its prompt to its echo."""
         assert sequence.echo is not None
-        entries: list[TokenLogprob | None] = [None]
+        entries = [self._vocabulary.unpredicted(token) for token in sequence.prompt[:1]]
         after = sequence.prompt[1:]
         block = torch.empty(0)
         for block in self._runner.score(Context(sequence.prompt, sequence.answer)):

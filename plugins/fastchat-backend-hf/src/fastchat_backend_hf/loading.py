@@ -91,7 +91,7 @@ def _assemble(
         end_ids=_end_ids(tokenizer, model),
         empty_prompt_id=tokenizer.bos_token_id,
     )
-    folders = [checkpoint.folder, *([Path(options.lora)] if options.lora else [])]
+    folders = [checkpoint.folder, *([options.lora] if options.lora is not None else [])]
     info = EngineInfo(
         context_length=context_length,
         capabilities=_capabilities(checkpoint, template),
@@ -163,13 +163,11 @@ def _chat_template(options: HfOptions, tokenizer: Any) -> ChatTemplate | None:
     return ChatTemplate(source, special_tokens=special)
 
 
-def _configured_template(value: str) -> str:
-    if "{%" in value or "{{" in value:
-        return value
+def _configured_template(file: Path) -> str:
     try:
-        return Path(value).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"no such chat template file: {value} ({error.strerror})") from error
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no such chat template file: {file} ({error})") from error
 
 
 def _end_ids(tokenizer: Any, model: Any) -> frozenset[int]:

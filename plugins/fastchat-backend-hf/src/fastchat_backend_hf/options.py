@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -11,13 +12,20 @@ __all__ = ["HfOptions", "Quantization"]
 Quantization = Literal["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8"]
 
 _Positive = Annotated[int, Meta(ge=1)]
-_Bytes = Annotated[str, Meta(pattern=r"^\d+(\.\d+)? ?([KMGT]i?B|B)$")]
+_Bytes = Annotated[str, Meta(pattern=r"^\d+(\.\d+)? ?([KMGT]i?B|B)$", title='a size such as "20GiB" or "512MiB"')]
+_Device = Annotated[
+    str,
+    Meta(
+        pattern=r"^(auto|cpu|(cuda|mps|xpu|npu)(:\d+)?)$",
+        title='"auto", "cpu", "cuda", "mps", "xpu" or "npu", the last four also with a number: "cuda:1"',
+    ),
+]
 
 
 class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every default means: choose what suits the model and the machine."""
 
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|(cuda|mps|xpu|npu)(:\d+)?)$")] = "auto"
+    device: _Device = "auto"
     """Where the model runs. ``auto``: the first accelerator there is, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32."""
@@ -27,14 +35,14 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """With `device_map`: the most to use per device, for instance ``{"0" = "20GiB", cpu = "64GiB"}``."""
     quantization: Quantization | None = None
     """Shrink the weights while loading. Needs the extra of the same name."""
-    lora: str | None = None
+    lora: Path | None = None
     """Folder of a LoRA adapter, merged into the weights while loading. Needs the extra ``peft``."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. It can do whatever this process can."""
-    chat_template: str | None = None
-    """A Jinja chat template, or the path of a file with one, instead of the model's own."""
+    chat_template: Path | None = None
+    """A file with a Jinja chat template, instead of the model's own."""
     context_length: _Positive | None = None
     """Tokens of prompt and answer together. None: the model's own limit."""
     max_batch: Annotated[int, Meta(ge=1, le=1024)] = 32

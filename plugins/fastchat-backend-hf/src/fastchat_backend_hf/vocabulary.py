@@ -45,6 +45,13 @@ class Vocabulary:
         """Characters of the longest token, at least 1."""
         return max(map(len, self.tokenizer.get_vocab()), default=1)
 
+    def unpredicted(self, token: int) -> TokenLogprob:
+        """The first token of a prompt: nothing comes before it that could make it likely."""
+        return self._entry(token, None)
+
     def _logprob(self, token: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        return self._entry(token, max(value, _LEAST_LOGPROB), top)
+
+    def _entry(self, token: int, value: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         data = self._bytes[token]
-        return TokenLogprob(token, data.decode(errors="replace"), data, max(value, _LEAST_LOGPROB), top)
+        return TokenLogprob(token, data.decode(errors="replace"), data, value, top)

@@ -61,7 +61,7 @@ def load_weights(
         # transformers would go on with random numbers in their place. An encoder may lack its pooling head.
         raise StartupError(f"the weights lack {len(missing)} tensors, for instance {missing[0]}")
     if options.lora is not None:
-        model = _with_lora(model, Path(options.lora), merge=options.quantization is None)
+        model = _with_lora(model, options.lora, merge=options.quantization is None)
     return model.eval()
 
 
