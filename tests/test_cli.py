@@ -111,7 +111,9 @@ def test_the_version_is_printed(capsys):
 
 def test_help_imports_no_server():
     """So that it is instant."""
-    code = "import sys; from fastchat_serve.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sorted(sys.modules))"
+    code = (
+        "import sys; from fastchat_serve.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     modules = done.stdout.splitlines()[-1].split()
 

@@ -6,12 +6,12 @@ import asyncio
 import time
 
 import pytest
-
-from fastchat_serve import connection as module
-from fastchat_serve.connection import MAX_HEAD_BYTES
 from tests.conftest import ECHO
 from tests.end_to_end.raw import connected, get, post
 from tests.end_to_end.waiting import queue_lengths, until
+
+from fastchat_serve import connection as module
+from fastchat_serve.connection import MAX_HEAD_BYTES
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +76,9 @@ async def test_what_is_not_http_is_refused_in_openais_shape_and_answered_once(se
         assert received.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize("part", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: loc"], ids=["none", "line", "header"])
+@pytest.mark.parametrize(
+    "part", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: loc"], ids=["none", "line", "header"]
+)
 async def test_a_head_that_does_not_come_is_not_waited_for(serving, monkeypatch, part):
     """F38: connection without a request, and a head that stops in the middle."""
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)

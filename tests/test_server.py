@@ -27,7 +27,8 @@ def config(tmp_path):
     """Answers of some 60 tokens take well over half a second."""
     path = tmp_path / "config.toml"
     path.write_text(
-        f'[server]\nport = 0\n[controller]\n[api]\n[[worker]]\nbackend = "echo"\nconcurrency = {STREAMS // 2}\noptions.delay_ms = 10\n'
+        '[server]\nport = 0\n[controller]\n[api]\n[[worker]]\nbackend = "echo"\n'
+        f"concurrency = {STREAMS // 2}\noptions.delay_ms = 10\n"
     )
     return path
 

@@ -23,13 +23,6 @@ from fastchat_serve.server import HttpServer
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """The standard loop, and the one that `fastchat-serve` runs on."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
 REQUESTS = int(os.environ.get("FASTCHAT_LEAK_REQUESTS", "5000"))
 CLIENTS = 50
 WARM_UP = 1500

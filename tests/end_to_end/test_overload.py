@@ -82,8 +82,11 @@ async def test_under_ten_times_the_load_every_request_ends_whole_or_refused(serv
             nonlocal most
             async with connected(server) as connection:
                 reply = await connection.request(
-                    post("/v1/completions", {"model": "echo", "prompt": f"{number} " * 20, "max_tokens": 99, "stream": number % 2 == 0})
-                )  # fmt: skip
+                    post(
+                        "/v1/completions",
+                        {"model": "echo", "prompt": f"{number} " * 20, "max_tokens": 99, "stream": number % 2 == 0},
+                    )
+                )
                 most = max(most, queue_lengths(server)[0])
                 if reply.status == 429:
                     assert int(reply.headers["retry-after"]) >= 1

@@ -66,11 +66,13 @@ async def test_a_server_without_a_model_imports_no_heavy_library(config, tmp_pat
     """Design, section 9: also after it has served chat, completions, embeddings, models and metrics."""
     install_plugin(tmp_path, "telling", TELL)
     options = ("--set", "worker.0.backend=telling", "--set", 'worker.0.names=["echo"]')
-    async with started("--config", config, *options, plugins=tmp_path) as server:
-        async with connected(await server.url()) as connection:
-            for request in REQUESTS:
-                assert (await connection.request(request)).status == 200
-            modules = (await server.says("modules: (.*)\n"))[1].split()
+    async with (
+        started("--config", config, *options, plugins=tmp_path) as server,
+        connected(await server.url()) as connection,
+    ):
+        for request in REQUESTS:
+            assert (await connection.request(request)).status == 200
+        modules = (await server.says("modules: (.*)\n"))[1].split()
 
     assert "fastchat_serve" in modules
     assert not HEAVY & set(modules)

@@ -6,8 +6,8 @@ from typing import get_type_hints
 
 import msgspec
 import pytest
-from openai.types import CreateEmbeddingResponse, Model, completion_create_params, embedding_create_params
 from openai.types import Completion as SdkCompletion
+from openai.types import CreateEmbeddingResponse, Model, completion_create_params, embedding_create_params
 from openai.types.chat import ChatCompletion as SdkChatCompletion
 from openai.types.chat import ChatCompletionChunk as SdkChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
@@ -17,13 +17,20 @@ from fastchat_serve.protocol import openai as wire
 
 HINTS = frozenset(
     {
-        "metadata", "store", "service_tier", "safety_identifier",  # OpenAI's bookkeeping
-        "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "prediction",  # only speed depends on them
-        "reasoning_effort", "verbosity",  # wishes, not promises
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",  # OpenAI's bookkeeping
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "prediction",  # only speed depends on them
+        "reasoning_effort",
+        "verbosity",  # wishes, not promises
         "audio",  # says how, for the modality that is refused
         "moderation",
     }
-)  # fmt: skip
+)
 """Fields that are ignored without harm: an answer made without them is still an answer to the request."""
 
 
@@ -70,7 +77,11 @@ def chunk(delta: wire.Delta, reason: str | None = None) -> wire.ChatCompletionCh
                 "cmpl-1",
                 1,
                 "m",
-                (wire.CompletionChoice(0, "a", wire.CompletionLogprobs((0,), (-1.0,), ("a",), ({"a": -1.0},)), "stop"),),
+                (
+                    wire.CompletionChoice(
+                        0, "a", wire.CompletionLogprobs((0,), (-1.0,), ("a",), ({"a": -1.0},)), "stop"
+                    ),
+                ),
                 USAGE,
             ),
             SdkCompletion,
@@ -89,7 +100,9 @@ def test_replies_are_valid_as_the_clients_own_types(ours: msgspec.Struct, theirs
 
 
 def test_all_public_names_exist_and_every_request_and_reply_is_public():
-    structs = {name for name, value in vars(wire).items() if isinstance(value, type) and value.__module__ == wire.__name__}
+    structs = {
+        name for name, value in vars(wire).items() if isinstance(value, type) and value.__module__ == wire.__name__
+    }
 
     assert set(wire.__all__) <= structs
     assert {name for name in structs if name.endswith(("Request", "List", "Completion", "Chunk"))} <= set(wire.__all__)

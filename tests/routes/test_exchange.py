@@ -68,15 +68,31 @@ backend = "echo"
         with_unknown(b"[" * 100_000),
         with_unknown(b"[" + b"[]," * (MAX_CONTAINERS + 1) + b"[]]"),
         GOOD_BYTES.replace(b'"hi"', b"[" * 100_000),
-        *(with_unknown(b"0").replace(b'"x": 0', b'"%s": %s' % (field, number)) for field, number in [
-            (b"temperature", b"NaN"), (b"temperature", b"Infinity"), (b"temperature", b"1e999"), (b"temperature", b"-1e308"),
-            (b"n", b"1" * 5000), (b"n", b"1e30"), (b"n", str(2**64).encode()), (b"n", b"-1"), (b"n", b"true"),
-            (b"dimensions", str(2**31).encode()), (b"seed", str(2**64).encode()), (b"max_tokens", str(2**31).encode()),
-            (b"stop", b'[["x"]]'), (b"model", b"7"), (b"model", b"null"), (b"prompt", b"9"), (b"input", b"{}"),
-        ]),
+        *(
+            with_unknown(b"0").replace(b'"x": 0', b'"%s": %s' % (field, number))
+            for field, number in [
+                (b"temperature", b"NaN"),
+                (b"temperature", b"Infinity"),
+                (b"temperature", b"1e999"),
+                (b"temperature", b"-1e308"),
+                (b"n", b"1" * 5000),
+                (b"n", b"1e30"),
+                (b"n", str(2**64).encode()),
+                (b"n", b"-1"),
+                (b"n", b"true"),
+                (b"dimensions", str(2**31).encode()),
+                (b"seed", str(2**64).encode()),
+                (b"max_tokens", str(2**31).encode()),
+                (b"stop", b'[["x"]]'),
+                (b"model", b"7"),
+                (b"model", b"null"),
+                (b"prompt", b"9"),
+                (b"input", b"{}"),
+            ]
+        ),
     ],
     ids=lambda body: repr(body[-40:]),
-)  # fmt: skip
+)
 async def test_a_broken_body_is_a_400_that_says_so(server, path, body):
     """F32, F33, G14."""
     async with connected(server) as connection:
@@ -121,8 +137,16 @@ async def test_a_message_never_repeats_much_of_what_was_sent(server):
 
 
 @pytest.mark.parametrize(
-    "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp", "json"]
-)  # fmt: skip
+    "content_type",
+    [
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonp",
+        "json",
+    ],
+)
 async def test_what_is_not_json_is_refused_unread(server, content_type):
     """S11, and S18: a form of a foreign page can send none but these types."""
     async with connected(server) as connection:

@@ -19,9 +19,18 @@ async def test_names_of_loopback_are_answered(server, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "evil.example:8000", "localhost@evil", "", "[::2]",
-     "localhost.", "0.0.0.0"],
-)  # fmt: skip
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+        "evil.example:8000",
+        "localhost@evil",
+        "",
+        "[::2]",
+        "localhost.",
+        "0.0.0.0",
+    ],
+)
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics", "/schema"])
 async def test_foreign_names_are_refused(server, host, path):
     """S18: DNS rebinding."""
@@ -70,18 +79,25 @@ async def test_no_foreign_page_may_read_unless_it_is_configured(server, origin):
 
 
 async def test_a_configured_page_may_call_every_kind_of_route(serving):
-    async with serving('[server]\ncors_origins = ["https://chat.example"]\n' + WORKER) as server:
-        async with connected(server) as connection:
-            asked = await connection.request(
-                get("/v1/chat/completions", "OPTIONS", origin="https://chat.example",
-                    access_control_request_method="POST", access_control_request_headers="authorization, content-type")
-            )  # fmt: skip
-            models = await connection.request(get("/v1/models", origin="https://chat.example"))
-            stream = await connection.request(post("/v1/chat/completions", CHAT, origin="https://chat.example"))
-            plain = await connection.request(
-                post("/v1/chat/completions", CHAT | {"stream": False}, origin="https://chat.example")
+    async with (
+        serving('[server]\ncors_origins = ["https://chat.example"]\n' + WORKER) as server,
+        connected(server) as connection,
+    ):
+        asked = await connection.request(
+            get(
+                "/v1/chat/completions",
+                "OPTIONS",
+                origin="https://chat.example",
+                access_control_request_method="POST",
+                access_control_request_headers="authorization, content-type",
             )
-            wrong = await connection.request(post("/v1/chat/completions", b"{", origin="https://chat.example"))
+        )
+        models = await connection.request(get("/v1/models", origin="https://chat.example"))
+        stream = await connection.request(post("/v1/chat/completions", CHAT, origin="https://chat.example"))
+        plain = await connection.request(
+            post("/v1/chat/completions", CHAT | {"stream": False}, origin="https://chat.example")
+        )
+        wrong = await connection.request(post("/v1/chat/completions", b"{", origin="https://chat.example"))
 
     assert (asked.status, asked.headers["access-control-allow-methods"]) == (204, "GET, POST")
     assert (models.status, stream.status, plain.status, wrong.status) == (200, 200, 200, 400)
@@ -95,12 +111,14 @@ async def test_a_configured_page_may_call_every_kind_of_route(serving):
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://chat.example.evil", "http://chat.example"])
 async def test_other_pages_stay_out_when_one_is_configured(serving, origin):
     """S18: no prefix, suffix or scheme will do, nor ``null``."""
-    async with serving('[server]\ncors_origins = ["https://chat.example"]\n' + WORKER) as server:
-        async with connected(server) as connection:
-            asked = await connection.request(
-                get("/v1/models", "OPTIONS", origin=origin, access_control_request_method="GET")
-            )
-            stream = await connection.request(post("/v1/chat/completions", CHAT, origin=origin))
+    async with (
+        serving('[server]\ncors_origins = ["https://chat.example"]\n' + WORKER) as server,
+        connected(server) as connection,
+    ):
+        asked = await connection.request(
+            get("/v1/models", "OPTIONS", origin=origin, access_control_request_method="GET")
+        )
+        stream = await connection.request(post("/v1/chat/completions", CHAT, origin=origin))
 
     assert asked.status == 400
     assert "access-control-allow-origin" not in asked.headers

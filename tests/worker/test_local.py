@@ -11,7 +11,7 @@ import anyio
 import pytest
 from tests.sinks import Remembering, a_request
 
-from fastchat_serve import Chunk, Embeddings, EmbedRequest, GenerateRequest, TextPrompt, pull, push
+from fastchat_serve import Chunk, Embeddings, EmbedRequest, GenerateRequest, Handle, Sink, TextPrompt, pull, push
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.errors import (
@@ -189,6 +189,14 @@ async def test_what_is_asked_while_it_stops_is_refused() -> None:
         with pytest.raises(Unavailable):
             await worker.embed(embed_request())
     assert worker.queue_length == 0
+
+
+async def test_a_stopped_worker_counts_nothing_though_its_engine_never_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "CHECK_INTERVAL_S", 60)
+    async with running(a_worker(EchoEngine(EchoOptions(leak=True)), abort_grace_s=0.01)) as worker:
+        await begin(worker).has(4)
+
+    assert (worker.state, worker.queue_length, worker._jobs) == (WorkerState.STOPPED, 0, set())
 
 
 async def test_stopping_ends_everything_with_an_error_and_starts_nothing_more(
@@ -512,6 +520,28 @@ async def test_expelling_ends_the_queue_before_what_runs(engine_of: Callable[...
         assert [str(sink.error) for sink in sinks] == ["shutting down"] * 5
         await until(lambda: worker.queue_length == 0)
         assert engine.aborted == ["0"], "the others never began"
+
+
+async def test_expelling_starts_nobody_though_the_engine_lets_go_at_once() -> None:
+    started: list[str] = []
+
+    class LetsGoAtOnce(EchoEngine):
+        def start(self, request: GenerateRequest, sink: Sink) -> Handle:
+            started.append(request.id)
+
+            class Ended:
+                def abort(self) -> None:
+                    sink.end(None)
+
+            return Ended()
+
+    async with running(a_worker(LetsGoAtOnce(), concurrency=1, queue=20)) as worker:
+        for number in range(20):
+            begin(worker, id=str(number))
+
+        worker.expel(Unavailable("shutting down"))
+
+        assert (started, worker.queue_length) == (["0"], 0)
 
 
 # ------------------------------------------------------------------------------------------ embeddings

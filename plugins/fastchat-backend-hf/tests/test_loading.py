@@ -27,6 +27,7 @@ from fastchat_serve import (
     Capability,
     ChatPrompt,
     EngineSetup,
+    InvalidRequest,
     Message,
     StartupError,
     TextPrompt,
@@ -241,6 +242,21 @@ async def test_capabilities_say_what_the_model_can_do(opened: Opened, edited: Ed
         assert Capability.CHAT in engine.info.capabilities
         assert Capability.TOOLS not in engine.info.capabilities
         assert await engine.render(ChatPrompt((Message(role="user", content="x"),))) == "[x]"
+
+
+async def test_a_request_sets_only_the_template_variables_that_the_config_allows(
+    opened: Opened, edited: Edited
+) -> None:
+    folder = edited("llama", {"chat_template.jinja": "{{ 'loud' if shout else 'quiet' }}"})
+
+    def asked(**variables: object) -> ChatPrompt:
+        return ChatPrompt((Message(role="user", content="x"),), template_options=variables)
+
+    async with opened(folder, chat_template_kwargs={"shout": "bool"}) as engine:
+        assert await engine.render(asked(shout=True)) == "loud"
+        for refused in ({"shout": 1}, {"whisper": True}):
+            with pytest.raises(InvalidRequest):
+                await engine.render(asked(**refused))
 
 
 async def test_every_stop_token_of_model_and_tokenizer_counts(opened: Opened, edited: Edited) -> None:

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 import transformers
@@ -33,6 +34,8 @@ from fastchat_serve.text import ChatTemplate
 __all__ = ["LoadedModel", "load"]
 
 _LOADING = threading.Lock()
+
+_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
 
 _FALLBACK_CONTEXT = 4096
 """For models that state no limit, as recurrent ones."""
@@ -160,7 +163,8 @@ def _chat_template(options: HfOptions, tokenizer: Any) -> ChatTemplate | None:
     if not source:
         return None
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return ChatTemplate(source, special_tokens=special)
+    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
+    return ChatTemplate(source, special_tokens=special, options=variables)
 
 
 def _configured_template(file: Path) -> str:

@@ -43,6 +43,8 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Run Python code that comes with the model. It can do whatever this process can."""
     chat_template: Path | None = None
     """A file with a Jinja chat template, instead of the model's own."""
+    chat_template_kwargs: dict[str, Literal["bool", "int", "float", "str"]] = {}
+    """Variables of the template that a request may set, and their types: ``{enable_thinking = "bool"}``."""
     context_length: _Positive | None = None
     """Tokens of prompt and answer together. None: the model's own limit."""
     max_batch: Annotated[int, Meta(ge=1, le=1024)] = 32
