@@ -55,6 +55,16 @@ def test_a_plugin_that_is_not_installed_is_refused(read):
         Application(read('plugins = ["nowhere"]\n' + ECHO))
 
 
+def test_an_engine_that_lacks_what_the_contract_wants_is_refused(read):
+    class Half:
+        def current_load(self) -> None: ...
+
+    plugins = Plugins()
+    plugins.backends["echo"] = Backend("echo", lambda setup: Half(), EchoOptions, CONTRACT)
+    with pytest.raises(ConfigError, match=r"worker\.0\.backend.*lacks __aenter__.*fatal_error.*generate_stream"):
+        Application(read(ECHO), plugins)
+
+
 def test_roles_that_are_not_all_here_are_refused(read):
     toml = ECHO.replace("[controller]", '[cluster]\ntoken = "t"').replace(
         "[api]", '[api]\ncontrollers = ["http://10.0.0.1:80"]'

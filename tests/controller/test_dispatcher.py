@@ -89,6 +89,18 @@ async def test_the_policy_chooses_among_what_it_is_told_of_the_workers() -> None
         assert [worker.queue_length for worker in workers] == [0, 2]
 
 
+@pytest.mark.parametrize("broken", [lambda candidates, draw: 99, lambda candidates, draw: 1 // 0])
+async def test_requests_go_on_without_a_policy_that_fails(broken: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    """G13."""
+    workers = a_worker(concurrency=9), a_worker(concurrency=9)
+    async with dispatching(*workers, policy=broken) as dispatcher:
+        start(dispatcher)
+        start(dispatcher)
+
+        assert [worker.queue_length for worker in workers] == [1, 1]
+        assert "The dispatch policy failed" in caplog.text
+
+
 async def test_counts_fall_when_requests_end_so_the_idle_one_is_chosen_again() -> None:
     workers = [a_worker(concurrency=100, loop=False) for _ in range(2)]
     async with dispatching(*workers) as dispatcher:

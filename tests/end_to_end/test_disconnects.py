@@ -120,7 +120,7 @@ class Pulled:
 
     def __init__(self, inner: EchoEngine) -> None:
         self._inner = inner
-        self.info, self.current_load = inner.info, inner.current_load
+        self.info, self.current_load, self.fatal_error = inner.info, inner.current_load, None
         self.closed: list[str] = []
 
     async def __aenter__(self):

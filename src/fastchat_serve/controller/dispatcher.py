@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.worker.base import Worker, WorkerState
 
 __all__ = ["Dispatcher"]
+
+logger = logging.getLogger(__name__)
 
 _PARAM: Mapping[Capability, str] = MappingProxyType(
     {
@@ -125,7 +128,11 @@ class Dispatcher:
         candidates = [Candidate(worker.id, worker.speed, worker.queue_length) for worker in workers]
         draw = Draw(self._random, self._turns[model])
         self._turns[model] += 1
-        return workers[self._policy(candidates, draw)]
+        try:
+            return workers[self._policy(candidates, draw)]
+        except Exception:  # the boundary to a plugin's policy: requests go on without it
+            logger.exception("The dispatch policy failed; the worker with the shortest queue is taken.")
+            return min(workers, key=lambda worker: worker.queue_length)
 
 
 def _unsupported(model: str, missing: frozenset[Capability]) -> Unsupported:
