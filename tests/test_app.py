@@ -8,9 +8,6 @@ import anyio
 import httpx
 import pytest
 from anyio.to_thread import run_sync
-from tests.conftest import ECHO
-from tests.end_to_end.raw import connected, get, post
-from tests.end_to_end.waiting import until
 
 from fastchat_serve import CONTRACT, ConfigError
 from fastchat_serve.app import Application, create_app
@@ -18,6 +15,9 @@ from fastchat_serve.configfile.load import load_config
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.errors import PluginError, StartupError
 from fastchat_serve.plugins import Backend, Plugins
+from tests.conftest import ECHO
+from tests.end_to_end.raw import connected, get, post
+from tests.end_to_end.waiting import until
 
 in_loop = pytest.mark.anyio
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from tests.conftest import ECHO
-from tests.end_to_end.process import install_plugin
 
 from fastchat_serve import __version__
 from fastchat_serve.cli import main
+from tests.conftest import ECHO
+from tests.end_to_end.process import install_plugin
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import asyncio
 import time
 
 import pytest
-from tests.conftest import ECHO
-from tests.end_to_end.raw import connected, get, post
-from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve import connection as module
 from fastchat_serve.connection import MAX_HEAD_BYTES
+from tests.conftest import ECHO
+from tests.end_to_end.raw import connected, get, post
+from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 

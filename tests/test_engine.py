@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.sinks import a_request
 
 from fastchat_serve import (
     CONTRACT,
@@ -25,6 +24,7 @@ from fastchat_serve import (
 )
 from fastchat_serve.engine import required_capabilities
 from fastchat_serve.engines.echo import EchoEngine
+from tests.sinks import a_request
 
 HELLO = (Message(role="user", content="hello"),)
 

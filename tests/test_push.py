@@ -8,11 +8,11 @@ from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import pytest
-from tests.sinks import Remembering, a_request
 
 from fastchat_serve import Chunk, EngineError, GenerateRequest, Handle, Sink, Usage, pull, push
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.push import Pusher
+from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 

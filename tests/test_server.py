@@ -8,14 +8,14 @@ import socket
 import time
 
 import pytest
-from tests.end_to_end.process import install_plugin, started
-from tests.end_to_end.raw import connected, events, get, post
 
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
 from fastchat_serve.configfile.load import load_config
 from fastchat_serve.errors import StartupError
 from fastchat_serve.server import HttpServer, bind
+from tests.end_to_end.process import install_plugin, started
+from tests.end_to_end.raw import connected, events, get, post
 
 pytestmark = pytest.mark.anyio
 

@@ -90,6 +90,11 @@ class Application:
             self.expel()
         return not grace.cancelled_caught
 
+    def refuse(self) -> None:
+        """Take no new work, and say so at ``/ready``, from now on."""
+        for worker in self.workers:
+            worker.refuse()
+
     def expel(self) -> None:
         """End everything under way with an error that says why."""
         for worker in self.workers:

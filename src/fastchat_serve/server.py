@@ -182,6 +182,7 @@ async def _obey_signals(
                     everything.cancel()
                 elif not draining:
                     draining = True
+                    server.application.refuse()  # at once, before anything else is read from a socket
                     logger.info("%s: finishing accepted work. Once more to stop at once.", name)
                     tasks.start_soon(server.drain)
                 else:

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import msgspec
 import pytest
-from tests.sinks import Remembering, a_request
 
 from fastchat_serve import (
     Capability,
@@ -29,6 +28,7 @@ from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupp
 from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
+from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 

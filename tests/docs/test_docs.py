@@ -17,7 +17,6 @@ import httpx
 import msgspec
 import pytest
 from msgspec import NODEFAULT, Struct
-from tests.conftest import ECHO, Serving
 
 import fastchat_serve
 from fastchat_serve import config, hookspecs
@@ -34,6 +33,7 @@ from fastchat_serve.errors import ServeError
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.metrics import Metrics
+from tests.conftest import ECHO, Serving
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = Path(fastchat_serve.__file__).parent

@@ -6,12 +6,12 @@ import json
 from contextlib import aclosing
 
 import pytest
-from tests.end_to_end.raw import Connection, connected, get, post
-from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve import CONTRACT
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.plugins import Backend, Plugins
+from tests.end_to_end.raw import Connection, connected, get, post
+from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.end_to_end.raw import post
-from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve.server import HttpServer
+from tests.end_to_end.raw import post
+from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from openai import AsyncOpenAI, InternalServerError, RateLimitError
+
 from tests.end_to_end.raw import connected, events, expect_error, post
 from tests.end_to_end.waiting import queue_lengths, until
 
@@ -39,6 +40,13 @@ async def test_beyond_slots_and_queue_it_is_a_429_that_says_when_to_come_back(se
             assert error["type"] == "rate_limit_error"
             assert int(refused.headers["retry-after"]) >= 1
         assert queue_lengths(server) == (2, 3)
+
+
+async def test_more_answers_than_could_ever_be_held_are_no_overload_but_a_mistake(serving):
+    """Trying that again cannot help, so it is a 400."""
+    async with serving(SMALL) as server, connected(server) as connection:
+        expect_error(await connection.request(post("/v1/completions", LONG | {"n": 6})), 400)
+        assert (await connection.request(post("/v1/completions", LONG | {"n": 5}))).status == 200
 
 
 async def test_openais_client_sees_a_rate_limit_error(serving):

@@ -6,10 +6,10 @@ import asyncio
 
 import psutil
 import pytest
-from tests.end_to_end.raw import connected, events, post
-from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve.routes.exchange import MAX_BACKLOG_BYTES
+from tests.end_to_end.raw import connected, events, post
+from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
+
 from tests.end_to_end.process import install_plugin, started
 from tests.end_to_end.raw import connected, get, post
 

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sinks import Remembering, a_request
 
 from fastchat_serve import (
     Capability,
@@ -30,6 +29,7 @@ from fastchat_serve import (
     pull,
 )
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
+from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 

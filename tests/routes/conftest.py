@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 from openai import AsyncOpenAI
-from tests.conftest import Serving
 
 from fastchat_serve.server import HttpServer
+from tests.conftest import Serving
 
 
 @pytest.fixture(scope="module")

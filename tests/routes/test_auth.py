@@ -8,9 +8,9 @@ import logging
 import pytest
 from litestar.routes import HTTPRoute
 from openai import AsyncOpenAI, AuthenticationError
-from tests.end_to_end.raw import connected, expect_error, get, post
 
 from fastchat_serve.routes.auth import Keys
+from tests.end_to_end.raw import connected, expect_error, get, post
 
 pytestmark = pytest.mark.anyio
 

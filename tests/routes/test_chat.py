@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError, NotFoundError
+
 from tests.end_to_end.raw import connected, events, post
 
 pytestmark = pytest.mark.anyio

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from openai import BadRequestError, NotFoundError
+
 from tests.end_to_end.raw import connected, post
 
 pytestmark = pytest.mark.anyio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from tests.end_to_end.raw import connected, expect_error, get, post
 
 pytestmark = pytest.mark.anyio

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.end_to_end.raw import connected, expect_error, post
 
 from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.routes.exchange import MAX_CONTAINERS, MAX_NESTING, decode
+from tests.end_to_end.raw import connected, expect_error, post
 
 pytestmark = pytest.mark.anyio
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+
 from tests.end_to_end.raw import connected, get, post
 
 pytestmark = pytest.mark.anyio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.end_to_end.raw import connected, events, expect_error, get, post
 
 pytestmark = pytest.mark.anyio

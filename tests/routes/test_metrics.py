@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from tests.end_to_end.raw import connected, get, post
 
 pytestmark = pytest.mark.anyio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from openai import NotFoundError
+
 from tests.end_to_end.raw import connected, get
 
 pytestmark = pytest.mark.anyio

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 from openai import AsyncOpenAI
 from openapi_spec_validator import OpenAPIV31SpecValidator
+
 from tests.end_to_end.raw import connected, events, get
 
 pytestmark = pytest.mark.anyio

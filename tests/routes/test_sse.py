@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.end_to_end.raw import connected, events, expect_error, post
-from tests.end_to_end.waiting import queue_lengths, until
 
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import ABORT_GRACE_S
+from tests.end_to_end.raw import connected, events, expect_error, post
+from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 

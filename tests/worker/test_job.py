@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.sinks import Remembering, a_request
 
 from fastchat_serve import Chunk, GenerateRequest, Handle, Sink, Usage
 from fastchat_serve.config import Timeouts
@@ -20,6 +19,7 @@ from fastchat_serve.errors import (
 )
 from fastchat_serve.worker.job import Job
 from fastchat_serve.worker.slots import Slots
+from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,6 @@ from typing import Self
 
 import anyio
 import pytest
-from tests.sinks import Remembering, a_request
 
 from fastchat_serve import Chunk, Embeddings, EmbedRequest, GenerateRequest, Handle, Sink, TextPrompt, pull, push
 from fastchat_serve.config import Timeouts
@@ -26,6 +25,7 @@ from fastchat_serve.errors import (
 from fastchat_serve.worker import local
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
+from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
 

@@ -82,6 +82,11 @@ class Dispatcher:
         assert refusal is not None  # there was at least one worker
         raise refusal
 
+    def capacity(self, model: str) -> int:
+        """Answers that the model's ready workers hold at most, running and waiting. Raises as `able` does."""
+        loads = [worker.load() for worker in self.able(model)]
+        return sum(load.slots + load.queue_limit for load in loads)
+
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
         refusal: ServeError | None = None

@@ -191,7 +191,10 @@ class _Stream:
         limit = room if sampling.max_tokens is None else sampling.max_tokens
         if room < max(limit, 1):
             raise ContextOverflow(
-                limit=options.context_length, prompt_tokens=self._prompt_tokens, max_tokens=sampling.max_tokens
+                limit=options.context_length,
+                prompt_tokens=self._prompt_tokens,
+                max_tokens=sampling.max_tokens,
+                param="messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
             )
         answer = self._engine.tokens(_answer_bytes(request, options))
         whole = max(len(answer), sampling.min_tokens) if answer else 0

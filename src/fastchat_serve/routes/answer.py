@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.engine import Chunk, FinishReason, GenerateRequest, Handle, PromptEcho, Sink, TokenLogprob, Usage
-from fastchat_serve.errors import EngineError, ServeError
+from fastchat_serve.errors import EngineError, InvalidRequest, ServeError
 from fastchat_serve.routes.errors import error_body, error_headers
 from fastchat_serve.routes.exchange import Exchange
 from fastchat_serve.routes.metrics import Observation
@@ -134,9 +134,13 @@ def total_usage(usages: Sequence[Usage], choices_per_prompt: int) -> Usage:
 async def answer(dispatcher: Dispatcher, model: str, requests: Sequence[GenerateRequest], reply: Reply) -> None:
     """Start all requests, and wait until the reply is complete or the client has gone.
 
-    Raises what `Dispatcher.start` raises; then nothing was sent and nothing runs.
+    Raises:
+        ServeError: What `Dispatcher.start` raises, or there are more requests than the model's workers could
+            ever hold; nothing was sent and nothing runs.
     """
     try:
+        if len(requests) > 1 and len(requests) > (capacity := dispatcher.capacity(model)):
+            raise InvalidRequest(f"This makes {len(requests)} answers; {model!r} holds at most {capacity}.", param="n")
         for request, sink in zip(requests, reply.sinks, strict=True):
             reply.handles.append(dispatcher.start(model, request, sink))
         await reply.exchange.finished()

@@ -119,7 +119,7 @@ class LocalWorker:
 
     async def drain(self) -> None:
         """Take no new work, and return when all accepted work is done. The caller bounds the wait."""
-        self._refuse()
+        self.refuse()
         await self._slots.wait_idle()
 
     def expel(self, error: ServeError) -> None:
@@ -136,12 +136,13 @@ class LocalWorker:
         for job in list(self._jobs):
             job.forget()
 
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
+        """Take no new work from now on."""
         if self.state in (WorkerState.LOADING, WorkerState.READY):
             self.state = WorkerState.DRAINING
 
     async def _break_off(self) -> None:
-        self._refuse()
+        self.refuse()
         self.expel(Unavailable("This worker is shutting down.", retry_after_s=1.0))
         with anyio.move_on_after(self._abort_grace_s, shield=True):
             await self._slots.wait_idle()
