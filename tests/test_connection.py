@@ -100,6 +100,88 @@ async def test_a_head_that_drips_is_not_waited_for_either(serving, monkeypatch):
                 await asyncio.sleep(0.02)  # this is the drip
 
 
+BODY = b'{"model": "echo", "prompt": "to be"}'
+LENGTH = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+)
+CHUNKED = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+)
+
+
+@pytest.mark.parametrize("part", [LENGTH % 100, LENGTH % 100 + BODY, CHUNKED], ids=["none", "half", "unfinished"])
+async def test_a_body_that_stops_in_the_middle_is_not_waited_for(serving, monkeypatch, part):
+    """F38."""
+    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.3)
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(part)
+        async with asyncio.timeout(5):
+            await connection.closed_by_reset_or_end()
+        await until(lambda: server.open_requests == 0)
+
+
+async def test_a_body_that_drips_is_not_waited_for_either(serving, monkeypatch):
+    """F38."""
+    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.3)
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(LENGTH % 100_000)
+        await until(lambda: server.open_requests == 1)
+        async with asyncio.timeout(5):
+            while server.open_requests:
+                connection.send(b" ")
+                await asyncio.sleep(0.02)  # this is the drip
+
+
+async def test_a_body_may_take_longer_than_its_time_limit_if_it_keeps_coming(serving, monkeypatch):
+    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(module, "BODY_PART_BYTES", 1000)
+    async with serving(ECHO) as server, connected(server) as connection:
+        body = BODY + b" " * 20_000
+        connection.send(LENGTH % len(body))
+        for start in range(0, len(body), 2000):
+            connection.send(body[start : start + 2000])
+            await asyncio.sleep(0.1)  # a slow line
+        assert (await connection.reply()).status == 200
+        assert (await connection.request(GOOD)).status == 200
+
+
+async def test_a_body_that_we_do_not_read_is_not_taken_for_slow(serving, monkeypatch):
+    """A long one that waits in the pipeline; the stream before it must not pay for that."""
+    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.1)
+    body = BODY + b" " * 500_000
+    stream = post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 200})
+    async with serving(ENDLESS) as server, connected(server) as connection:
+        connection.send(stream + LENGTH % len(body) + body)
+        assert (await connection.reply()).status == 200, "longer than the limit for bodies"
+        assert (await connection.reply()).status == 200
+
+
+@pytest.mark.parametrize("trailers", [b"a: b\r\n" * 40_000, b"a: " + b"b" * 200_000], ids=["many", "long"])
+async def test_trailers_without_end_are_refused(serving, trailers):
+    """S12: what comes after a chunked body has a limit as well."""
+    async with serving(ENDLESS) as server, connected(server) as connection:
+        for start in range(0, len(trailers), 30_000):
+            connection.send((CHUNKED if start == 0 else b"") + trailers[start : start + 30_000])
+        error_of(await connection.closed_by_reset_or_end())
+
+
+async def test_trailers_are_passed_over(serving):
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(CHUNKED + b"x-request-id: trailer\r\n\r\n")
+        reply = await connection.reply()
+        assert reply.status == 200
+        assert reply.headers["x-request-id"] != "trailer"
+        assert (await connection.request(GOOD)).status == 200
+
+
+async def test_more_headers_than_anyone_needs_are_refused(serving):
+    """S12."""
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 200 + b"\r\n")
+        error_of(await connection.closed_by_reset_or_end())
+
+
 async def test_a_kept_connection_is_not_taken_for_a_slow_head(serving, monkeypatch):
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
     async with serving(ENDLESS) as server, connected(server) as connection:

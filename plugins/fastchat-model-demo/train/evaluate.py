@@ -14,7 +14,6 @@ from random import Random
 from typing import Any, Final
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -90,7 +89,8 @@ def evaluate(folder: Path, count: int, report: Callable[[str], None]) -> Scores:
             "unseen": round(judge.score(unseen, 0), 3),
             "cases": len(taught),
         }
-        report(f"{skill:22} {scores[skill]}")
+        row = scores[skill]
+        report(f"{skill:22} {row['taught']:7.1%} {row['taught, sampled']:7.1%} {row['unseen']:7.1%}")
     return scores
 
 
@@ -114,6 +114,6 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=tokenizer.WEIGHTS)
     parser.add_argument("--cases", type=int, default=60, help="per skill")
     arguments = parser.parse_args()
-    scores = evaluate(arguments.folder, arguments.cases, Console().print)
+    scores = evaluate(arguments.folder, arguments.cases, print)
     (arguments.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     into_card(arguments.folder / "MODEL_CARD.md", as_markdown(scores))
