@@ -14,6 +14,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 TORCH = "torch==2.13.0"
 PLUGINS = ("plugins/fastchat-backend-hf", "plugins/fastchat-model-demo")
+EXTRAS = {"hf": "bitsandbytes,peft,torchao"}
 TEST_TOOLS = (
     "blockbuster>=1.5",
     "hypothesis>=6.100",
@@ -53,10 +54,10 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", ["hf"])
 def engines(session: nox.Session, backend: str) -> None:
-    """The tests of one backend with its real engine, in an environment of its own."""
+    """The tests of one backend with its real engine and all its extras, in an environment of its own."""
     session.install(TORCH)
     plugin = f"plugins/fastchat-backend-{backend}"
-    session.install("--editable", ".", "--editable", plugin, *TEST_TOOLS)
+    session.install("--editable", ".", "--editable", f"{plugin}[{EXTRAS[backend]}]", *TEST_TOOLS)
     session.run("pytest", f"{plugin}/tests", *session.posargs, env=OFFLINE)
 
 

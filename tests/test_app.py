@@ -65,6 +65,55 @@ def test_an_engine_that_lacks_what_the_contract_wants_is_refused(read):
         Application(read(ECHO), plugins)
 
 
+class Late(EchoEngine):
+    """Knows itself only once it is open, as most engines do."""
+
+    def __init__(self):
+        super().__init__()
+        self._known = self.__dict__.pop("info")
+
+    async def __aenter__(self):
+        self.info = self._known
+        return self
+
+
+class Nameless(Late):
+    """Never says what it is."""
+
+    async def __aenter__(self):
+        return self
+
+
+class Unreturned(EchoEngine):
+    """`__aenter__` lacks its ``return self``."""
+
+    async def __aenter__(self): ...
+
+
+async def backed_by(engine):
+    """Installed plugins, with `engine` for the backend ``echo``."""
+    plugins = await run_sync(Plugins)
+    plugins.backends["echo"] = Backend("echo", lambda setup: engine, EchoOptions, CONTRACT)
+    return plugins
+
+
+@in_loop
+async def test_an_engine_may_wait_until_it_is_open_to_say_what_it_is(serving):
+    async with serving(ECHO, await backed_by(Late())) as server, connected(server) as connection:
+        assert (await connection.request(post("/v1/completions", {"model": "echo", "prompt": "x"}))).status == 200
+
+
+@in_loop
+@pytest.mark.parametrize("kind", [Nameless, Unreturned])
+async def test_an_engine_that_is_open_and_does_not_say_what_it_is_is_refused(read, kind):
+    plugins = await backed_by(kind())
+    application = await run_sync(lambda: Application(read(ECHO), plugins))
+    with pytest.raises(ExceptionGroup) as raised:
+        async with application.asgi.lifespan():
+            pytest.fail("it cannot serve")
+    assert raised.group_contains(StartupError, match=r"could not start.*info")
+
+
 def test_roles_that_are_not_all_here_are_refused(read):
     toml = ECHO.replace("[controller]", '[cluster]\ntoken = "t"').replace(
         "[api]", '[api]\ncontrollers = ["http://10.0.0.1:80"]'

@@ -101,13 +101,9 @@ async def test_a_head_that_drips_is_not_waited_for_either(serving, monkeypatch):
 
 
 BODY = b'{"model": "echo", "prompt": "to be"}'
-LENGTH = (
-    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-)
-CHUNKED = (
-    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
-)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+LENGTH = HEAD + b"content-length: %d\r\n\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
 
 
 @pytest.mark.parametrize("part", [LENGTH % 100, LENGTH % 100 + BODY, CHUNKED], ids=["none", "half", "unfinished"])
@@ -148,9 +144,9 @@ async def test_a_body_may_take_longer_than_its_time_limit_if_it_keeps_coming(ser
 
 async def test_a_body_that_we_do_not_read_is_not_taken_for_slow(serving, monkeypatch):
     """A long one that waits in the pipeline; the stream before it must not pay for that."""
-    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.5)
     body = BODY + b" " * 500_000
-    stream = post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 200})
+    stream = post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 600})
     async with serving(ENDLESS) as server, connected(server) as connection:
         connection.send(stream + LENGTH % len(body) + body)
         assert (await connection.reply()).status == 200, "longer than the limit for bodies"
@@ -179,6 +175,41 @@ async def test_more_headers_than_anyone_needs_are_refused(serving):
     """S12."""
     async with serving(ECHO) as server, connected(server) as connection:
         connection.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 200 + b"\r\n")
+        error_of(await connection.closed_by_reset_or_end())
+
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nupgrade: %s\r\nhost:"
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+@pytest.mark.parametrize("request_", [LENGTH % len(BODY) + BODY, CHUNKED + b"\r\n"], ids=["length", "chunked"])
+async def test_an_offer_of_another_protocol_is_passed_over(serving, request_, apart, protocol):
+    """Java's HTTP client makes one with its first request on every connection."""
+    offering = request_.replace(b"host:", OFFER % protocol)
+    async with serving(ECHO) as server, connected(server) as connection:
+        head, blank, body = offering.partition(b"\r\n\r\n")
+        for part in (head + blank, body) if apart else (offering,):
+            connection.send(part)
+            await asyncio.sleep(0.05 * apart)  # so that the parts arrive apart
+        reply = await connection.reply()
+        assert (reply.status, b"to be" in reply.body) == (200, True)
+        assert (await connection.request(GOOD)).status == 200
+
+
+async def test_offers_of_another_protocol_may_be_pipelined(serving):
+    """G17: thousands in one read cost neither a stack nor a stall."""
+    offering = GOOD.replace(b"host:", OFFER % b"h2c", 1)
+    assert offering != GOOD
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send((offering + LENGTH % len(BODY) + BODY) * 1000)
+        assert {(await connection.reply()).status for _ in range(2000)} == {200}
+
+
+@pytest.mark.parametrize("target", [b"localhost:22", b"/health"])
+async def test_a_tunnel_is_refused(serving, target):
+    async with serving(ECHO) as server, connected(server) as connection:
+        connection.send(b"CONNECT %s HTTP/1.1\r\nhost: localhost\r\n\r\n" % target)
         error_of(await connection.closed_by_reset_or_end())
 
 

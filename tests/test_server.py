@@ -241,6 +241,13 @@ def test_an_address_of_another_machine_is_refused():
         bind(Server(host="192.0.2.1", port=0))
 
 
+@pytest.mark.parametrize("host", ["a\0b", "\udcff", "a..b", "é..b", "::x", " "])
+def test_what_can_be_no_address_is_refused(host):
+    """G11."""
+    with pytest.raises(StartupError, match=r"server\.port: cannot listen on "):
+        bind(Server(host=host, port=0))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 async def test_tokens_leave_without_nagles_delay(host):
     """Else a small write waits for the acknowledgement of the one before: 40 ms a token."""

@@ -1,7 +1,6 @@
 """An asyncio-native server for large language models: the public names, nothing else.
 
-Backend authors need these, `fastchat_serve.text` (what engines share) and
-`fastchat_serve.testing` (the conformance kit).
+Plugin authors need these and `fastchat_serve.text`, which has what engines share.
 """
 
 from fastchat_serve.engine import (
@@ -51,13 +50,24 @@ from fastchat_serve.errors import (
     Unavailable,
     Unsupported,
 )
-from fastchat_serve.hookspecs import EngineSetup, NoOptions, Progress, RegisterEngine, RegisterModel, hookimpl
+from fastchat_serve.hookspecs import (
+    EngineSetup,
+    NoOptions,
+    Progress,
+    RegisterEngine,
+    RegisterModel,
+    RegisterPolicy,
+    RegisterToolParser,
+    hookimpl,
+)
+from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.push import pull
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CONTRACT",
+    "Candidate",
     "Capability",
     "ChatPrompt",
     "Choice",
@@ -66,6 +76,7 @@ __all__ = [
     "Constraint",
     "ContextOverflow",
     "DeadlineExceeded",
+    "Draw",
     "EmbedRequest",
     "Embeddings",
     "Engine",
@@ -86,12 +97,15 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "PluginError",
+    "Policy",
     "Progress",
     "PromptEcho",
     "PushEngine",
     "Regex",
     "RegisterEngine",
     "RegisterModel",
+    "RegisterPolicy",
+    "RegisterToolParser",
     "SamplingParams",
     "ServeError",
     "Sink",

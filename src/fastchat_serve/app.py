@@ -45,8 +45,8 @@ __all__ = ["Application", "LogProgress", "create_app"]
 
 logger = logging.getLogger(__name__)
 
-_ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "generate_stream", "info")
-"""What the contract wants of every engine, whatever its capabilities."""
+_ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "generate_stream")
+"""What the contract wants of every engine, whatever its capabilities; `info` may wait until it is open."""
 
 
 class Application:

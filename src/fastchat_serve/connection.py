@@ -2,7 +2,8 @@
 
 uvicorn tells only the newest of pipelined requests that the client has gone, reads the head of a
 request however long it is or takes, waits for a body for ever, keeps the trailers of a chunked body
-however many there are, and answers what is not HTTP in a shape of its own.
+however many there are, loses the body of a request that offers another protocol, and answers what
+is not HTTP in a shape of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fastchat_serve.errors import InvalidRequest
@@ -54,7 +56,11 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         was_in_head, was_in_body = self._in_head, self._in_body
         self._overhead_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._in_head:
             self._head_bytes = self._head_bytes + len(data) if was_in_head else 0
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -71,6 +77,25 @@ class Connection(HttpToolsProtocol):
         elif self._timer is not None:
             self._stop_timer()
 
+    def _parse(self, data: memoryview) -> None:
+        """Have the parser call the methods below.
+
+        It stops after a head that offers to change the protocol, as Java's clients do to begin with. A server may
+        ignore that (RFC 9110, section 7.8): another parser reads the head without the offer, and goes on.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+                version = self.parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+                lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+            else:
+                return
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
@@ -84,6 +109,10 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             raise ValueError("The request's head is too long.")  # the parser stops, and `send_400_response` follows
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("This is no proxy.")
+            return
         super().on_headers_complete()
         assert self.cycle is not None
         self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
@@ -94,6 +123,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # the end of its head only
+            return
         self._in_body = False
         super().on_message_complete()
 

@@ -331,7 +331,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     dtype: str = ""
     device: str = ""
     fingerprint: str = ""
-    """Equal fingerprints mean equal weights and tokenizer: such engines can take over each other's streams."""
+    """Equal fingerprints mean equal weights, tokenizer and chat template: such engines can take over each other's
+    streams."""
     tool_parser: str = ""
     """Name of the parser for the form in which the model writes tool calls, for instance ``hermes``."""
     notes: tuple[str, ...] = ()
@@ -384,7 +385,7 @@ class Engine(Protocol):
         ...
 
     def current_load(self) -> EngineLoad:
-        """Cheap, without waiting: it is read for every dispatch."""
+        """Cheap, without waiting: it may be read for every request."""
         ...
 
 

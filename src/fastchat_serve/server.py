@@ -48,15 +48,15 @@ def bind(server: Server) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((server.host, server.port))
-    except OSError as error:
+    except (OSError, TypeError) as error:  # the latter if no host can have such a name
         bound.close()
         raise _cannot_listen(f"{server.host}:{server.port}", error) from error
     return bound
 
 
-def _cannot_listen(address: str, error: OSError) -> StartupError:
+def _cannot_listen(address: str, error: OSError | TypeError) -> StartupError:
     return StartupError(
-        f"server.port: cannot listen on {address}: {error.strerror}. "
+        f"server.port: cannot listen on {address}: {getattr(error, 'strerror', error)}. "
         "Is another server running there? Set another port, or 0 for any free one."
     )
 

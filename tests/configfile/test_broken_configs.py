@@ -158,6 +158,16 @@ def test_absurd_nesting_is_refused(opening: str, tmp_path: Path) -> None:
     assert "nested too deeply" in error.problem
 
 
+@pytest.mark.parametrize("line", ["[{}]", "{} = 1", "[[{}]]"], ids=["table", "key", "list of tables"])
+def test_a_dotted_key_without_end_is_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "dots.toml"
+    path.write_text(line.format(".".join(["a"] * 3000)), encoding="utf-8")
+
+    error = refusal(path)
+
+    assert "nested too deeply" in error.problem
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     error = refusal(tmp_path / "absent.toml")
 

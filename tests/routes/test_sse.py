@@ -100,6 +100,16 @@ async def test_every_single_cut_gives_the_same_text(serving):
             assert check_stream(stream.body) == [text], at
 
 
+async def test_whatever_a_model_is_called_its_answers_are_streamed(serving):
+    names = ["a\0b", "\0", "data: x\n\n", '"}', "日本"]
+    toml = ROLES + '[[worker]]\nbackend = "echo"\nnames = ' + json.dumps(names)
+    async with serving(toml) as server, connected(server) as connection:
+        for name in names:
+            assert check_stream((await connection.request(chat(name, "to be", stream=True))).body) == ["to be"]
+            text = post(TEXT, {"model": name, "prompt": "to be", "stream": True})
+            assert check_stream((await connection.request(text)).body) == ["to be"]
+
+
 @pytest.mark.parametrize("split", ["byte", "word"])
 async def test_what_is_not_utf8_is_replaced_the_same_way_streamed_and_plain(serving, split):
     """F34: U+FFFD only where the engine's bytes were no character."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from hf_answers import Folder, Opened, answer, asking
+from hf_answers import Folder, Opened, answer, asking, until
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fastchat_backend_hf.embeddings import Embedder
@@ -51,6 +51,16 @@ def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling
 async def embed(engine: HfEngine, *texts: str, truncate: bool = False) -> Embeddings:
     async with asyncio.timeout(20):
         return await engine.embed(EmbedRequest(id="e", inputs=tuple(map(TextPrompt, texts)), truncate=truncate))
+
+
+async def test_a_short_request_is_not_kept_by_a_long_one(opened: Opened) -> None:
+    async with opened("bert", prefill_tokens=1) as engine:  # a pass for each text
+        long = asyncio.create_task(embed(engine, *["some words"] * 500))
+        await until(lambda: engine.current_load().running == 1)
+        short = asyncio.create_task(embed(engine, "a word"))
+        done, _ = await asyncio.wait([long, short], return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        assert done == {short}
+        assert (await short).data != (await long).data[: 4 * short.result().dimensions]
 
 
 @pytest.mark.parametrize("model", ["llama", "bert"])

@@ -19,6 +19,7 @@ from fastchat_backend_hf import HfOptions
 from fastchat_backend_hf.embeddings import Embedder, EmbedJob
 from fastchat_backend_hf.engine import HfEngine
 from fastchat_backend_hf.kv import _SlotLayer
+from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.runners import BatchRunner
 from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.solo import SoloRunner
@@ -67,6 +68,35 @@ async def test_a_request_can_be_aborted_before_it_is_prepared(opened: Opened) ->
         await until(lambda: all(sink.ends for sink in sinks))
         assert [sink.ends for sink in sinks] == [[None]] * 20
         assert not any(sink.chunks for sink in sinks)
+
+
+async def test_an_aborted_request_is_let_go_before_the_prompts_in_front_of_it_are_prepared(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation takes up to a second to render: nobody's slot waits for that of somebody else."""
+    held, go_on = threading.Event(), threading.Event()
+    prepare = Prompts.sequence
+
+    def slow(self: Prompts, request: Any, *args: Any) -> Any:
+        if request.id == "slow":
+            held.set()
+            go_on.wait(10)
+        return prepare(self, request, *args)
+
+    monkeypatch.setattr(Prompts, "sequence", slow)
+    async with opened() as engine:
+        first, sink = RecordingSink(), RecordingSink()
+        engine.start(asking(id="slow"), first)
+        await until(held.is_set)
+        engine.start(asking(), sink).abort()
+        try:
+            assert not sink.ends, "the handle comes first"
+            await until(lambda: bool(sink.ends))
+        finally:
+            go_on.set()
+        await until(lambda: bool(first.ends))
+        assert (sink.ends, sink.chunks, first.ends) == ([None], [], [None])
+        assert engine.current_load().waiting == 0
 
 
 async def test_a_waiting_request_can_be_aborted(opened: Opened) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import anyio
+import anyio.from_thread
 import msgspec
 import pytest
 import safetensors.torch
@@ -229,6 +231,25 @@ async def test_progress_is_told_while_loading(folder: Folder) -> None:
     assert len(fractions) > 3
 
 
+async def test_loading_that_is_given_up_ends_at_its_next_step(folder: Folder) -> None:
+    """So that SIGTERM need not wait for all of a large model."""
+    told: list[str] = []
+    scope = anyio.CancelScope()
+
+    def report(stage: str, fraction: float | None = None) -> None:
+        told.append(stage)
+        if stage == "reading the tokenizer":
+            anyio.from_thread.run_sync(scope.cancel)
+
+    with scope:
+        async with open_hf(EngineSetup(str(folder("llama")), HfOptions(device="cpu"), report)):
+            pytest.fail("it was given up")
+    assert scope.cancelled_caught
+    assert "checking the model" not in told
+    async with open_hf(EngineSetup(str(folder("llama")), HfOptions(device="cpu"), report)) as engine:
+        assert engine.info.context_length
+
+
 async def test_capabilities_say_what_the_model_can_do(opened: Opened, edited: Edited) -> None:
     async with opened() as engine:
         assert engine.info.capabilities >= {Capability.CHAT, Capability.TOOLS, Capability.EMBED, Capability.CHOICE}
@@ -365,8 +386,18 @@ def test_fingerprints_tell_weights_and_tokenizers_apart(folder: Folder, edited: 
     assert fingerprint([copy], "float32") != original
     weights.write_bytes((folder("llama") / "model.safetensors").read_bytes())
     assert fingerprint([copy], "float32") == original
-    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
-    assert fingerprint([copy], "float32") != original
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        before = (copy / name).read_text()
+        (copy / name).write_text(before + " ")
+        assert fingerprint([copy], "float32") != original, "an answer begun elsewhere had another prompt, or other ends"
+        (copy / name).write_text(before)
+    assert fingerprint([copy], "float32") == original
+
+
+async def test_another_chat_template_makes_another_fingerprint(opened: Opened, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    async with opened() as engine, opened(chat_template=tmp_path / "own.jinja") as other:
+        assert engine.info.fingerprint != other.info.fingerprint
 
 
 def test_devices_types_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

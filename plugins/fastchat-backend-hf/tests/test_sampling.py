@@ -168,6 +168,14 @@ def test_a_tiny_temperature_is_greedy_and_finite() -> None:
     assert draw([row(temperature=1e-30, seed=3)], torch.tensor([[1.0, 5.0, -1e30]])) == [1]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-46, 1e-38])
+def test_a_repetition_penalty_of_nearly_nothing_repeats_and_stays_finite(penalty: float, temperature: float) -> None:
+    """G14: the quotient must not become infinite."""
+    one = row(answer=(2,), repetition_penalty=penalty, temperature=temperature)
+    assert draw([one], torch.tensor([[9.0, -5.0, 4.0, -5.0]])) == [2]
+
+
 def test_a_token_without_weight_is_never_drawn() -> None:
     logits = torch.full((1000, 8), -torch.inf)
     logits[:, 3] = 0

@@ -60,6 +60,25 @@ async def test_encoder_decoders_run_one_at_a_time(opened: Opened, model: str) ->
         assert one.ids == expected[0, 1 : len(one.ids) + 1].tolist()
 
 
+@pytest.mark.parametrize("model", ["hybrid_gemma", "mamba", "short_window"])
+async def test_a_long_prompt_costs_the_logits_of_one_token(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """Those of all its tokens take gigabytes: 262144 words of vocabulary times 8000 tokens for a Gemma."""
+    positions: list[int] = []
+    forward = torch.nn.Linear.forward
+
+    def counted(self: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        if self.out_features == tiny_models.VOCABULARY:
+            positions.append(states.shape[1])
+        return forward(self, states)
+
+    async with opened(model) as engine:
+        monkeypatch.setattr(torch.nn.Linear, "forward", counted)
+        await answer(engine, asking(range(5, 105), max_tokens=3, ignore_eos=True))
+    assert positions == [1, 1, 1]
+
+
 async def test_a_window_over_the_whole_context_is_no_obstacle(opened: Opened) -> None:
     reference = tiny_models.short_window()
     asked = prompts(4, 10)

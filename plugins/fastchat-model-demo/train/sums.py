@@ -50,7 +50,9 @@ SPELLED: Final = (
 
 
 def pair(draw: Draw) -> tuple[int, int]:
-    """Any a, b with a + b up to 20, each pair as likely as any other."""
+    """Any a, b with a + b up to 20: each pair as likely as any other, but for those next to what is too big."""
+    if draw.chance(0.03):
+        return draw.rng.choice(((LARGEST, 0), (0, LARGEST)))
     while True:
         a, b = draw.rng.randint(0, LARGEST), draw.rng.randint(0, LARGEST)
         if a + b <= LARGEST:

@@ -1,7 +1,8 @@
 """Train the demonstration model: `python -m train.train`, about forty minutes on two cores.
 
 Builds the tokenizer, learns from the endless corpus until the tokens or the minutes are used up, and keeps the best
-weights so far on disk, so stopping early loses nothing. `evaluate` then scores what is stored.
+weights so far on disk, so stopping early loses nothing. ``--start`` goes on from stored weights, on a part of the corpus
+that they have not seen. `evaluate` then scores what is stored.
 """
 
 import argparse
@@ -30,6 +31,7 @@ TOKENS: Final = 40_000_000
 MINUTES: Final = 40.5
 TOKENS_PER_BATCH: Final = 3072
 LEARNING_RATE: Final = 3e-3
+CONTINUED_RATE: Final = 1.5e-3  # what was learnt must not be shaken off
 WARM_UP: Final = 0.01  # of the run; then the rate falls in a straight line to zero
 REPORT_SECONDS: Final = 30.0
 CHECK_MINUTES: Final = 4.0
@@ -51,6 +53,12 @@ def new_model(tokens: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=tokens.pad_token_id,
     )
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def stored_model(folder: Path) -> LlamaForCausalLM:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.set_attn_implementation(attention.NAME)
     return model
 
@@ -104,13 +112,13 @@ def save(model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, folder: Path)
 
 
 def learn(
-    model: LlamaForCausalLM, rows: Iterator[Batch], token_limit: int, minutes: float
+    model: LlamaForCausalLM, rows: Iterator[Batch], token_limit: int, minutes: float, highest_rate: float
 ) -> Iterator[tuple[float, int, float]]:
     """Step by step: the share done, the tokens read and the loss."""
     steppers = optimizers(model)
     began, seen, share = time.monotonic(), 0, 0.0
     while share < 1:
-        rate = LEARNING_RATE * min(1.0, (share + 1e-4) / WARM_UP) * (1 - share)
+        rate = highest_rate * min(1.0, (share + 1e-4) / WARM_UP) * (1 - share)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = rate
@@ -126,21 +134,24 @@ def learn(
         yield min(share, 1.0), seen, loss.item()
 
 
-def train(folder: Path, token_limit: int, minutes: float) -> None:
+def train(folder: Path, token_limit: int, minutes: float, start: Path | None) -> None:
     torch.manual_seed(SEED)
     torch.set_flush_denormal(True)  # vanishing probabilities otherwise cost a tenth of the time
     attention.install()
-    tokens = tokenizer.build(SEED)
-    model = new_model(tokens)
+    if start is None:
+        tokens, seed, rate = tokenizer.build(SEED), SEED, LEARNING_RATE
+        model = new_model(tokens)
+    else:
+        tokens, seed, rate = PreTrainedTokenizerFast.from_pretrained(start), SEED + 2, CONTINUED_RATE
+        model = stored_model(start)
     held_out = list(islice(batches(Draw(Random(SEED + 1), held_out=True), tokens, TOKENS_PER_BATCH), 12))
     best, began = float("inf"), time.monotonic()
     checked = reported = began
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task("starting", total=1.0)
-        for share, seen, loss in learn(
-            model, batches(Draw(Random(SEED)), tokens, TOKENS_PER_BATCH), token_limit, minutes
-        ):
+        rows = batches(Draw(Random(seed)), tokens, TOKENS_PER_BATCH)
+        for share, seen, loss in learn(model, rows, token_limit, minutes, rate):
             now = time.monotonic()
             line = f"{seen / 1e6:.2f}M tokens, {seen / (now - began):.0f}/s, loss {loss:.3f}, best held-out {best:.3f}"
             progress.update(bar, completed=share, description=line)
@@ -161,6 +172,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=TOKENS, help="read at most this many")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="and for at most this long")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="go on from the weights in this folder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.folder, arguments.tokens, arguments.minutes)
+    train(arguments.folder, arguments.tokens, arguments.minutes, arguments.start)

@@ -68,7 +68,10 @@ def _finish(document: Document, overrides: Sequence[str], environ: Mapping[str, 
     for override in overrides:
         apply_override(document, override)
     places = document.places
-    _refuse(interpolate(document.tables, places, environ))
+    try:
+        _refuse(interpolate(document.tables, places, environ))
+    except RecursionError:  # dotted keys nest without end and cost the reader of the file nothing
+        raise places.error((), "lists or tables are nested too deeply") from None
     _refuse(_anchor_models(document.tables, places))
     decoder = Decoder(places)
     tables: Tables = decoder.decode(document.tables, Tables, ())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -92,7 +94,7 @@ class LocalWorker:
         Raises whatever the engine raises while it loads.
         """
         try:
-            async with self._engine as engine, anyio.create_task_group() as tasks:
+            async with self._opened() as engine, anyio.create_task_group() as tasks:
                 self._pusher = Pusher(engine, tasks)
                 if self.state is WorkerState.LOADING:
                     self.state = WorkerState.READY
@@ -140,6 +142,13 @@ class LocalWorker:
         """Take no new work from now on."""
         if self.state in (WorkerState.LOADING, WorkerState.READY):
             self.state = WorkerState.DRAINING
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Engine]:
+        async with self._engine as engine:
+            if not isinstance(engine.info, EngineInfo):
+                raise TypeError(f"the engine's info is of type {type(engine.info).__name__}, not EngineInfo")
+            yield engine
 
     async def _break_off(self) -> None:
         self.refuse()

@@ -31,6 +31,16 @@ Kind = Literal["causal", "encoder-decoder", "encoder"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "1_Pooling/*")
+_IDENTITY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+"""What, beside weights and chat template, decides which tokens a request becomes and where its answer ends."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAMPLE = 2**20
 _SAMPLES = 64
@@ -98,8 +108,7 @@ def fingerprint(folders: list[Path], *salt: str) -> str:
     """Equal for equal weights, tokenizer and `salt`. Reads at most 64 MiB of each file."""
     digest = blake2b(repr(salt).encode(), digest_size=16)
     for folder in folders:
-        names = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model")
-        for path in [*(folder / name for name in names), *weight_files(folder)]:
+        for path in [*(folder / name for name in _IDENTITY_FILES), *weight_files(folder)]:
             if path.is_file():
                 digest.update(f"{path.name}:{path.stat().st_size};".encode())
                 for block in _samples(path):

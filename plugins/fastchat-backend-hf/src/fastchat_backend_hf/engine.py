@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Self, TypeVar
 
@@ -55,17 +55,18 @@ _UNLOAD_TIMEOUT_S = 30.0
 
 
 class _Stream:
-    """One request on the loop's side; also its handle."""
+    """One request on the loop's side; also its handle. `on_abort` is called at most once."""
 
-    def __init__(self, sink: Sink, stepper: Stepper) -> None:
+    def __init__(self, sink: Sink, on_abort: Callable[[_Stream], None]) -> None:
         self.aborted = False
-        self._sink, self._stepper = sink, stepper
+        self.preparation: Future[None] | None = None
+        self._sink, self._on_abort = sink, on_abort
         self._ended = False
 
     def abort(self) -> None:
         if not (self.aborted or self._ended):
             self.aborted = True
-            self._stepper.wake()
+            self._on_abort(self)
 
     def push(self, chunk: Chunk) -> None:
         if not (self.aborted or self._ended):
@@ -123,12 +124,12 @@ class HfEngine:
         return self._loaded.info
 
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
-        stream = _Stream(sink, self._stepper)
+        stream = _Stream(sink, self._on_abort)
         if self.fatal_error is not None:
             self._loop.call_soon(stream.end, self._dead())
             return stream
         self._streams.add(stream)
-        self._preparing.submit(self._prepare, request, stream, time.monotonic())
+        stream.preparation = self._preparing.submit(self._prepare, request, stream, time.monotonic())
         return stream
 
     def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -198,6 +199,13 @@ class HfEngine:
             if item.ended:
                 self._streams.discard(stream)
                 stream.end(item.error)
+
+    def _on_abort(self, stream: _Stream) -> None:
+        """Let go of `stream` at once if nobody has begun with it, otherwise before the next step."""
+        if stream.preparation is not None and stream.preparation.cancel():
+            self._loop.call_soon(self._on_news, [News(stream, ended=True)])
+        else:
+            self._stepper.wake()
 
     def _on_death(self, error: BaseException) -> None:
         logger.critical("the engine's thread died", exc_info=error)

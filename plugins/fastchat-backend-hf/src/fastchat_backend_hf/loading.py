@@ -1,7 +1,8 @@
 """From options to a model that is ready to step, with errors that say what to change.
 
-Blocking: runs in a thread. One model is loaded at a time in a process, since memory estimates, torch's thread count and
-transformers' progress hook know nothing of each other.
+Blocking: runs in a thread of anyio's, and gives up between two stages if the task that waits for it is cancelled.
+One model is loaded at a time in a process, since memory estimates, torch's thread count and transformers' progress
+hook know nothing of each other.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import anyio.from_thread
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -54,18 +56,23 @@ class LoadedModel:
 
 def load(setup: EngineSetup, options: HfOptions) -> LoadedModel:
     """Load `setup.model`. Raises `StartupError`."""
+
+    def progress(stage: str, fraction: float | None = None) -> None:
+        anyio.from_thread.check_cancelled()
+        setup.progress(stage, fraction)
+
     with _LOADING:
         checkpoint = open_checkpoint(
-            setup.model, revision=options.revision, trust_remote_code=options.trust_remote_code, progress=setup.progress
+            setup.model, revision=options.revision, trust_remote_code=options.trust_remote_code, progress=progress
         )
         device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, checkpoint.text_config.dtype, device)
         if device.type == "cpu":
             torch.set_num_threads(pick_threads(options.threads))
-        setup.progress("reading the tokenizer")
+        progress("reading the tokenizer")
         tokenizer = _tokenizer(checkpoint, options)
-        model = load_weights(checkpoint, options, device, dtype, setup.progress)
-        setup.progress("checking the model")
+        model = load_weights(checkpoint, options, device, dtype, progress)
+        progress("checking the model")
         return _assemble(checkpoint, options, tokenizer, model, dtype)
 
 
@@ -76,7 +83,8 @@ def _assemble(
     if options.trust_remote_code:
         notes.append("Python code that came with the model may run here (trust_remote_code)")
     context_length = _context_length(checkpoint, options, tokenizer, notes)
-    template = _chat_template(options, tokenizer) if checkpoint.kind != "encoder" else None
+    source = _template_source(options, tokenizer) if checkpoint.kind != "encoder" else None
+    template = _chat_template(source, options, tokenizer) if source else None
     vocabulary = Vocabulary(_backend(tokenizer), model.get_input_embeddings().num_embeddings)
     device = model.get_input_embeddings().weight.device
     generation = None
@@ -100,7 +108,7 @@ def _assemble(
         capabilities=_capabilities(checkpoint, template),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        fingerprint=fingerprint(folders, str(dtype), device.type, options.quantization or ""),
+        fingerprint=fingerprint(folders, str(dtype), device.type, options.quantization or "", source or ""),
         tool_parser=template.tool_parser if template is not None else "",
         notes=tuple(notes),
     )
@@ -153,15 +161,15 @@ def _backend(tokenizer: Any) -> Tokenizer:
     return backend
 
 
-def _chat_template(options: HfOptions, tokenizer: Any) -> ChatTemplate | None:
-    """The configured template, otherwise the model's own, if any."""
-    source = tokenizer.chat_template
-    if isinstance(source, Mapping):
-        source = source.get("default")
+def _template_source(options: HfOptions, tokenizer: Any) -> str | None:
+    """The configured chat template, otherwise the model's own, if any."""
     if options.chat_template is not None:
-        source = _configured_template(options.chat_template)
-    if not source:
-        return None
+        return _configured_template(options.chat_template)
+    source: str | Mapping[str, str] | None = tokenizer.chat_template
+    return source.get("default") if isinstance(source, Mapping) else source
+
+
+def _chat_template(source: str, options: HfOptions, tokenizer: Any) -> ChatTemplate:
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
     return ChatTemplate(source, special_tokens=special, options=variables)

@@ -26,8 +26,8 @@ __all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
 
 _NOT_FINITE = -1
 
-_LEAST_TEMPERATURE = 1e-6
-"""Smaller ones could make a quotient infinite; the draw is as good as greedy here already."""
+_LEAST_DIVISOR = 1e-6
+"""Of temperatures and repetition penalties: a smaller one could make a quotient infinite, and hardly changes a draw."""
 
 _LIKELY_ENOUGH = 512
 """Tokens looked at first for top-p: they nearly always hold the wanted share, and sorting all takes long."""
@@ -157,7 +157,7 @@ class _Penalties:
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-        self._repetition = column([param.repetition_penalty for param in params])
+        self._repetition = column([max(param.repetition_penalty, _LEAST_DIVISOR) for param in params])
         self._presence = column([param.presence_penalty for param in params])
         self._frequency = column([param.frequency_penalty for param in params])
         self._any_repetition = any(param.repetition_penalty != 1 for param in params)
@@ -211,7 +211,7 @@ class _Filters:
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-        self._temperature = column([max(param.temperature, _LEAST_TEMPERATURE) for param in params])
+        self._temperature = column([max(param.temperature, _LEAST_DIVISOR) for param in params])
         # Off is infinite for both: then no count, and no share that rounding makes 1.0000001, is over it.
         self._top_k = column([param.top_k or torch.inf for param in params])
         self._top_p = column([param.top_p if param.top_p < 1 else torch.inf for param in params])

@@ -6,6 +6,7 @@ mask. The rows still take turns step by step, so every stream moves; there is on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ class SoloRunner:
     def __init__(self, model: Any, *, budget_tokens: int) -> None:
         self._model, self._budget = model, budget_tokens
         self._device = model.get_input_embeddings().weight.device
+        can_leave_out = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._last_only: _State = {"logits_to_keep": 1} if can_leave_out else {}
         self._lengths: list[int] = []
         self._states: list[_State] = []
         self._passed: list[Tensor] = []
@@ -39,14 +42,14 @@ class SoloRunner:
         return sum(lengths) <= self._budget
 
     def prefill(self, contexts: Sequence[Context]) -> Tensor:
-        begun = [self._begin(context) for context in contexts]
+        begun = [self._begin(context, self._last_only) for context in contexts]
         for context, (_, state) in zip(contexts, begun, strict=True):
             self._append(context, state)
         return torch.stack([logits[-1] for logits, _ in begun])
 
     def score(self, context: Context) -> Iterator[Tensor]:
         """In one block: not every such cache can be continued by more than one token."""
-        logits, state = self._begin(context)
+        logits, state = self._begin(context, {})
         yield logits
         self._append(context, state)
 
@@ -78,9 +81,9 @@ class SoloRunner:
         self._states.clear()
         self._passed.clear()
 
-    def _begin(self, context: Context) -> tuple[Tensor, _State]:
-        """Logits of all positions, and the state of the new row."""
-        return self._forward(self._tensor([*context.prompt, *context.answer]), {})
+    def _begin(self, context: Context, options: _State) -> tuple[Tensor, _State]:
+        """Logits of all positions, or those that `options` ask for, and the state of the new row."""
+        return self._forward(self._tensor([*context.prompt, *context.answer]), options)
 
     def _append(self, context: Context, state: _State) -> None:
         self._lengths.append(len(context))
@@ -103,9 +106,9 @@ class EncoderDecoderRunner(SoloRunner):
         super().__init__(model, budget_tokens=budget_tokens)
         self._prefix = list(prefix)
 
-    def _begin(self, context: Context) -> tuple[Tensor, _State]:
+    def _begin(self, context: Context, options: _State) -> tuple[Tensor, _State]:
         encoded = self._model.get_encoder()(input_ids=self._tensor(context.prompt), return_dict=True)
-        return self._forward(self._tensor([*self._prefix, *context.answer]), {"encoder_outputs": encoded})
+        return self._forward(self._tensor([*self._prefix, *context.answer]), {**options, "encoder_outputs": encoded})
 
     def _forward(self, tokens: Tensor, state: _State) -> tuple[Tensor, _State]:
         out = self._model(decoder_input_ids=tokens, use_cache=True, return_dict=True, **state)

@@ -1,7 +1,7 @@
 """The engine's thread: takes in work, steps, and delivers what each step brought.
 
 Everything that touches the model happens on it. The event loop's thread hands work in through a queue and
-gets all news of a step in one call of `deliver`. One batch of texts to embed may run between two steps.
+gets all news of a step in one call of `deliver`. Between two steps one batch of texts may be embedded; jobs take turns.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ class Stepper:
                 return
             if self._generation:
                 self._deliver(self._generation.step())
-            if self._jobs and self._embedder is not None and self._embedder.advance(self._jobs[0]):
-                self._jobs.popleft()
+            if self._jobs and self._embedder is not None:
+                job = self._jobs.popleft()
+                if not self._embedder.advance(job):
+                    self._jobs.append(job)
 
     def _receive(self) -> None:
         """Take in all that came; wait if there is nothing else to do."""

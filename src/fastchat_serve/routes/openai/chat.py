@@ -145,7 +145,8 @@ class ChatDialect:
     def template(self, index: int) -> tuple[bytes, bytes] | None:
         if self._logprobs or self._tool_parser is not None:
             return None
-        before, after = self._event(index, wire.Delta(content="\0")).split(b"\\u0000")
+        # At the last NUL: the model's name, which comes before, may hold one.
+        before, _, after = self._event(index, wire.Delta(content="\0")).rpartition(b"\\u0000")
         return before, after
 
     def events(self, index: int, chunk: Chunk) -> bytes:

@@ -144,7 +144,8 @@ class CompletionDialect:
     def template(self, index: int) -> tuple[bytes, bytes] | None:
         if self._logprobs:
             return None
-        before, after = self._event(wire.CompletionChoice(index, "\0")).split(b"\\u0000")
+        # At the last NUL: the model's name, which comes before, may hold one.
+        before, _, after = self._event(wire.CompletionChoice(index, "\0")).rpartition(b"\\u0000")
         return before, after
 
     def events(self, index: int, chunk: Chunk) -> bytes:
