@@ -26,6 +26,7 @@ from fastchat_serve.errors import PluginError, StartupError, Unavailable
 from fastchat_serve.hookspecs import EngineSetup, Progress
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
+from fastchat_serve.progress import LogProgress
 from fastchat_serve.routes.auth import Keys, require_key
 from fastchat_serve.routes.cluster import cluster_handlers
 from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
@@ -41,7 +42,7 @@ from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.worker.local import LocalWorker
 
-__all__ = ["Application", "LogProgress", "create_app"]
+__all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -220,19 +221,6 @@ class _Started(TaskStatus[None]):
 def create_app(config: Config) -> Litestar:
     """The ASGI app of `config`, for other servers than ours. Raises `StartupError`."""
     return Application(config).asgi
-
-
-class LogProgress:
-    """Progress as log lines, where nobody looks at a terminal: one per quarter of a stage."""
-
-    def __init__(self) -> None:
-        self._quarters: dict[str, int] = {}
-
-    def __call__(self, stage: str, fraction: float | None = None) -> None:
-        quarter = int((fraction or 0) * 4)
-        if self._quarters.get(stage) != quarter:
-            self._quarters[stage] = quarter
-            logger.info("%s%s", stage, "" if fraction is None else f": {quarter * 25} %")
 
 
 def _require_one_process(config: Config) -> None:

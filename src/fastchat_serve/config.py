@@ -155,6 +155,8 @@ class Timeouts(_Table, frozen=True, kw_only=True):
     """From the slot to the first token."""
     between_tokens_s: LimitSeconds | None = 30.0
     """From one token to the next."""
+    embed_s: LimitSeconds | None = 120.0
+    """From the slot to the vectors of an embedding request."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

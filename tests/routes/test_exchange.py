@@ -246,3 +246,10 @@ def test_any_bytes_are_decoded_or_refused(body):
     except InvalidRequest:
         return
     json.loads(body)
+
+
+@given(st.text(), st.text("aé日😀", max_size=5))
+def test_what_is_not_utf8_is_said_to_be_where_it_is_in_the_body(before, after):
+    body = json.dumps({"é": before, "x": "?"}, ensure_ascii=False).encode()[:-3] + b"\xff" + after.encode()
+    with pytest.raises(InvalidRequest, match=rf"not valid UTF-8 at byte {body.index(0xFF)}\."):
+        decode(msgspec.json.Decoder(), body + b'"}')

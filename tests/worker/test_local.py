@@ -583,10 +583,11 @@ async def test_who_stops_waiting_for_an_embedding_frees_the_slot_or_the_place() 
     ("timeouts", "asked", "code"),
     [
         (Timeouts(total_s=0.02), {}, "total_timeout"),
+        (Timeouts(embed_s=0.02), {}, "embed_timeout"),
         (Timeouts(), {"timeout_s": 0.02}, "total_timeout"),
         (Timeouts(), {"timeout_s": 0.0}, "total_timeout"),
     ],
-    ids=["total", "asked-for", "no-time-at-all"],
+    ids=["total", "running", "asked-for", "no-time-at-all"],
 )
 async def test_an_embedding_has_time_limits(timeouts: Timeouts, asked: dict[str, float], code: str) -> None:
     engine = SlowEmbedding()

@@ -1,8 +1,8 @@
 """Train the demonstration model: `python -m train.train`, about forty minutes on two cores.
 
 Builds the tokenizer, learns from the endless corpus until the tokens or the minutes are used up, and keeps the best
-weights so far on disk, so stopping early loses nothing. ``--start`` goes on from stored weights, on a part of the corpus
-that they have not seen. `evaluate` then scores what is stored.
+weights so far on disk, so stopping early loses nothing. ``--start`` goes on from stored weights, on a part of the
+corpus that they have not seen. `evaluate` then scores what is stored.
 """
 
 import argparse

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fastchat_serve import hookspecs
-from fastchat_serve.app import LogProgress
 from fastchat_serve.config import Config
 from fastchat_serve.configfile.load import config_for_model, load_config
 from fastchat_serve.errors import ConfigError, StartupError
+from fastchat_serve.progress import LogProgress
 
 __all__ = ["config_from", "first_failure", "loading_progress"]
 

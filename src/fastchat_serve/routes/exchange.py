@@ -186,10 +186,18 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         # msgspec says "truncated" of a lone surrogate too.
         what = str(error).replace("Input data was truncated", "it ends too early or holds an incomplete character")
         raise InvalidRequest(f"The body is not valid JSON: {what.removeprefix('JSON is malformed: ')}.") from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not valid UTF-8 at byte {error.start}.") from None
+    except UnicodeDecodeError:  # it counts from the start of the string that it is about
+        raise InvalidRequest(f"The body is not valid UTF-8 at byte {_first_wrong_byte(body)}.") from None
     except RecursionError:
         raise InvalidRequest("The JSON is nested too deep.") from None
+
+
+def _first_wrong_byte(body: bytes) -> int:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(body)
 
 
 def _invalid(said: str) -> InvalidRequest:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import Embeddings, EmbedRequest
-from fastchat_serve.errors import ServeError
+from fastchat_serve.errors import DeadlineExceeded, ServeError
 from fastchat_serve.worker.deadlines import Deadlines
 from fastchat_serve.worker.job import as_serve_error
 from fastchat_serve.worker.slots import Slots, Ticket
@@ -37,6 +37,7 @@ class EmbedJob:
         self._request, self._embed, self._slots, self._clock = request, embed, slots, clock
         for_all = replace(timeouts, first_token_s=None, between_tokens_s=None)  # an embedding has no tokens
         self._deadlines = Deadlines(for_all, request.timeout_s, clock())
+        self._limit_s = timeouts.embed_s
         self._granted = anyio.Event()
         self._ticket = Ticket(self._granted.set)
         self._scope = anyio.CancelScope()
@@ -76,9 +77,15 @@ class EmbedJob:
         """Enforce the time limits. False if the engine ought to have let go by now, and has not."""
         if self._owing_since is not None:
             return now - self._owing_since <= abort_grace_s
-        if (expired := self._deadlines.passed(now)) is not None:
+        if (expired := self._deadlines.passed(now) or self._passed(now)) is not None:
             self.give_up(expired)
         return True
+
+    def _passed(self, now: float) -> DeadlineExceeded | None:
+        began_at, limit_s = self._deadlines.began_at, self._limit_s
+        if began_at is None or limit_s is None or now - began_at < limit_s:
+            return None
+        return DeadlineExceeded(f"The embeddings were not done within {limit_s:g} s.", code="embed_timeout")
 
     def forget(self) -> None:
         """Free the slot although the engine never let go."""

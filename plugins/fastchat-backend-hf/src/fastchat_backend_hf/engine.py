@@ -48,7 +48,7 @@ __all__ = ["HfEngine"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _UNLOAD_TIMEOUT_S = 30.0
 """How long unloading waits for the step under way."""
@@ -178,7 +178,7 @@ class HfEngine:
 
     # ------------------------------------------------------------------------------ from other threads
 
-    def _post(self, callback: Callable[[T], None], value: T) -> None:
+    def _post(self, callback: Callable[[_T], None], value: _T) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, value)
         except RuntimeError:
@@ -222,7 +222,7 @@ class HfEngine:
     def _dead(self) -> EngineError:
         return EngineError(f"The engine has stopped working ({type(self.fatal_error).__name__}).")
 
-    async def _off_loop(self, work: Callable[[], T]) -> T:
+    async def _off_loop(self, work: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._preparing, work)
 
     @property
