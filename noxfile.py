@@ -32,9 +32,9 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", **ONE_THREAD}
 
 def install(session: nox.Session, *tools: str) -> None:
     """The product with the backends and the model of this repository, from the working tree."""
-    session.install(TORCH)
+    session.install(TORCH, silent=False)
     editable = [argument for plugin in PLUGINS for argument in ("--editable", plugin)]
-    session.install("--editable", ".", *editable, *tools)
+    session.install("--editable", ".", *editable, *tools, silent=False)
 
 
 @nox.session

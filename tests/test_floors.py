@@ -15,7 +15,7 @@ SOURCES = ROOT / "src" / "fastchat_serve"
 
 FLOORS = {
     "words": {"engine", "errors", "config", "configfile", "protocol", "policy"},
-    "plugins": {"__init__", "hookspecs", "plugins", "push", "text", "engines", "testing"},
+    "plugins": {"__init__", "hookspecs", "plugins", "push", "text", "engines"},
     "roles": {"worker", "controller"},
     "HTTP": {"routes"},
     "assembly": {"app", "progress", "server", "connection", "cli", "__main__", "commands"},
@@ -25,7 +25,7 @@ NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request",
 NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat"}
 ENGINE_LIBRARIES = {"torch", "transformers", "vllm", "sglang", "mlx", "mlx_lm", "accelerate", "safetensors"}
 SLOW_TO_IMPORT = {"numpy", "pydantic", "tokenizers"}
-PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.text", "fastchat_serve.testing"}
+PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.text"}
 
 
 def module_name(path: Path) -> str:

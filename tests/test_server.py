@@ -7,13 +7,14 @@ import signal
 import socket
 import time
 
+import anyio
 import pytest
 
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
 from fastchat_serve.configfile.load import load_config
 from fastchat_serve.errors import StartupError
-from fastchat_serve.server import HttpServer, bind
+from fastchat_serve.server import SAME_SIGNAL_S, HttpServer, bind
 from tests.end_to_end.process import install_plugin, started
 from tests.end_to_end.raw import connected, events, get, post
 
@@ -97,6 +98,10 @@ async def test_a_second_signal_ends_every_stream_with_an_error(config, second):
             plain.send(post("/v1/completions", ENDLESS))
             server.process.send_signal(signal.SIGTERM)
             await server.says("finishing accepted work")
+            server.process.send_signal(second)  # so soon after, a launcher has passed on what we have heard already
+            await running.piece()
+            await anyio.sleep(SAME_SIGNAL_S)
+            assert "stopping now" not in server.log
             server.process.send_signal(second)
             began = time.monotonic()
             parts = []

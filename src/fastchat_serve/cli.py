@@ -80,7 +80,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Chat in the terminal. With --url: with a running server, over HTTP. With --config or --model: with a model "
-        f"in this process. With neither: with {DEFAULT_URL}. Then --model picks one of several models. "
+        f"in this process. With none of these: with {DEFAULT_URL}. "
         "/help in the chat lists its commands. Ctrl-C stops an answer; at an empty prompt it leaves, as Ctrl-D does. "
         "Input that is piped in is one message a line."
     )

@@ -333,6 +333,9 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
     """Equal fingerprints mean equal weights, tokenizer and chat template: such engines can take over each other's
     streams."""
+    sampling: SamplingParams = SamplingParams()
+    """What the model's makers advise. `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` are used
+    where a request leaves them open."""
     tool_parser: str = ""
     """Name of the parser for the form in which the model writes tool calls, for instance ``hermes``."""
     notes: tuple[str, ...] = ()

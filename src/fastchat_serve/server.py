@@ -35,6 +35,9 @@ KEEP_ALIVE_S = 75
 LAST_WORDS_S = 1
 """For errors on their way to clients when the server stops at once."""
 
+SAME_SIGNAL_S = 0.5
+"""A launcher and the terminal may both pass one Ctrl-C on; signals this close together are one."""
+
 
 def bind(server: Server) -> socket.socket:
     """A socket bound to ``[server] host`` and ``port``.
@@ -171,7 +174,7 @@ class _Uvicorn(uvicorn.Server):
 async def _obey_signals(
     server: HttpServer, everything: anyio.CancelScope, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
 ) -> None:
-    draining = False
+    draining_since: float | None = None
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async with anyio.create_task_group() as tasks:
@@ -180,11 +183,11 @@ async def _obey_signals(
                 if not server.started:
                     logger.info("%s while loading: giving up.", name)
                     everything.cancel()
-                elif not draining:
-                    draining = True
+                elif draining_since is None:
+                    draining_since = anyio.current_time()
                     server.application.refuse()  # at once, before anything else is read from a socket
                     logger.info("%s: finishing accepted work. Once more to stop at once.", name)
                     tasks.start_soon(server.drain)
-                else:
+                elif anyio.current_time() - draining_since >= SAME_SIGNAL_S:
                     logger.warning("%s again: stopping now.", name)
                     server.stop()

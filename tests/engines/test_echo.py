@@ -197,6 +197,11 @@ async def test_the_context_holds_prompt_and_answer_or_both_counts_are_told() -> 
     with pytest.raises(ContextOverflow, match=r"6 tokens.* 7: 4 in the prompt and 3"):
         await chunks_of(engine, a_request(max_tokens=3))
 
+    full = EchoEngine(EchoOptions(context_length=4))
+    assert text_of(await chunks_of(full, a_request(max_tokens=0))) == "", "nothing wanted, nothing too long"
+    with pytest.raises(ContextOverflow, match=r"4 tokens.* 5: 4 in the prompt and 1"):
+        await chunks_of(full, a_request())
+
 
 async def test_a_stop_string_ends_it_before_the_match() -> None:
     chunks = await chunks_of(EchoEngine(), a_request("to be or not", stop=("e o",)))

@@ -187,12 +187,15 @@ async def test_max_tokens_none_means_the_rest_of_the_context(opened: Opened) -> 
     assert got.last.finish_reason == "length"
 
 
-@pytest.mark.parametrize(("prompt", "max_tokens"), [(range(10, 60), None), (range(10, 40), 11), (range(10, 50), 1)])
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens"), [(range(10, 60), None), (range(10, 40), 11), (range(10, 50), 1), (range(10, 51), 0)]
+)
 async def test_what_does_not_fit_the_context_is_refused_with_both_counts(
     opened: Opened, prompt: range, max_tokens: int | None
 ) -> None:
+    needed = len(prompt) + (1 if max_tokens is None else max_tokens)
     async with opened(context_length=40) as engine:
-        with pytest.raises(ContextOverflow, match=rf"40 tokens.*{len(prompt)} in the prompt"):
+        with pytest.raises(ContextOverflow, match=rf"40 tokens.* {needed}: {len(prompt)} in the prompt"):
             await answer(engine, asking(prompt, max_tokens=max_tokens))
 
 

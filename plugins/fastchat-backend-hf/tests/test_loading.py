@@ -18,6 +18,7 @@ import tiny_models
 import torch
 import transformers
 from hf_answers import Folder, Opened, answer, asking
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 import fastchat_backend_hf
 from fastchat_backend_hf import HfOptions, open_hf, weights
@@ -31,6 +32,7 @@ from fastchat_serve import (
     EngineSetup,
     InvalidRequest,
     Message,
+    SamplingParams,
     StartupError,
     TextPrompt,
 )
@@ -192,6 +194,7 @@ async def test_a_hub_model_is_downloaded_once_and_then_is_a_folder(
         asked.append({"model": model, **settings})
         return str(folder("llama"))
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr(
         "huggingface_hub.HfApi.list_repo_files",
@@ -207,6 +210,33 @@ async def test_a_hub_model_is_downloaded_once_and_then_is_a_folder(
     assert isinstance(patterns, list)
     assert "*.safetensors" in patterns
     assert not {"*.bin", "*.py"} & set(patterns), "neither pickles beside safetensors, nor code"
+
+
+async def test_a_hub_model_that_was_downloaded_before_needs_no_network(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client raises its HTTP library's own errors, which are no `OSError`."""
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(self: object, model: str, revision: str | None) -> list[str]:
+        raise ConnectError("Temporary failure in name resolution")
+
+    def cached(model: str, *, revision: str | None, local_files_only: bool) -> str:
+        if model != "someone/cached":
+            raise LocalEntryNotFoundError("not there")
+        return str(folder("llama"))
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+
+    async with open_hf(EngineSetup("someone/cached", HfOptions(device="cpu"), lambda *_: None)) as engine:
+        assert engine.info.context_length == 512
+    with pytest.raises(StartupError, match=r"no folder 'demoo' here, and downloading it failed: Temporary failure"):
+        async with open_hf(EngineSetup("demoo", HfOptions(device="cpu"), lambda *_: None)):
+            pass
 
 
 async def test_weights_that_lack_tensors_are_refused(opened: Opened, edited: Edited) -> None:
@@ -263,6 +293,19 @@ async def test_capabilities_say_what_the_model_can_do(opened: Opened, edited: Ed
         assert Capability.CHAT in engine.info.capabilities
         assert Capability.TOOLS not in engine.info.capabilities
         assert await engine.render(ChatPrompt((Message(role="user", content="x"),))) == "[x]"
+
+
+async def test_what_the_models_makers_advise_is_passed_on_unless_it_is_not_wanted(
+    opened: Opened, edited: Edited
+) -> None:
+    folder = edited("llama", {"generation_config.json": {"do_sample": True, "temperature": 0.3, "top_k": 20}})
+
+    async with opened(folder) as engine:
+        assert engine.info.sampling == SamplingParams(temperature=0.3, top_k=20)
+    async with opened(folder, generation_config=False) as engine:
+        assert engine.info.sampling == SamplingParams()
+    async with opened() as engine:
+        assert engine.info.sampling == SamplingParams()
 
 
 async def test_a_request_sets_only_the_template_variables_that_the_config_allows(

@@ -45,6 +45,8 @@ def loading_progress() -> Iterator[hookspecs.Progress]:
         if stage not in bars:
             if not bars:
                 progress.start()
+            for earlier in bars.values():
+                progress.update(earlier, total=1.0, completed=1.0)
             bars[stage] = progress.add_task(stage, total=1.0)
         progress.update(bars[stage], completed=fraction, total=None if fraction is None else 1.0)
         if all(task.finished for task in progress.tasks):

@@ -45,7 +45,7 @@ _PARAM: Mapping[Capability, str] = MappingProxyType(
 )
 _ADVICE: Mapping[Capability, str] = MappingProxyType(
     {
-        Capability.CHAT: "it has no chat template. Configure one (chat_template), or use /v1/completions",
+        Capability.CHAT: "it has no chat template. Use /v1/completions, or configure a template if its backend can",
         Capability.GENERATE: "it makes embeddings only. Use /v1/embeddings",
         Capability.EMBED: "it makes no embeddings",
     }

@@ -189,11 +189,12 @@ class _Stream:
         self._prompt_tokens = len(prompt_pieces)
         room = options.context_length - self._prompt_tokens
         limit = room if sampling.max_tokens is None else sampling.max_tokens
-        if room < max(limit, 1):
+        least = 1 if sampling.max_tokens is None else sampling.max_tokens
+        if room < least:
             raise ContextOverflow(
                 limit=options.context_length,
                 prompt_tokens=self._prompt_tokens,
-                max_tokens=sampling.max_tokens,
+                max_tokens=least,
                 param="messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
             )
         answer = self._engine.tokens(_answer_bytes(request, options))

@@ -161,7 +161,7 @@ def _kind(model: str, config: PreTrainedConfig, trust_remote_code: bool) -> Kind
 def _download(model: str, revision: str | None, trust_remote_code: bool, progress: Progress) -> Path:
     """Fetch a hub model into the hub's cache; what is there is not fetched again."""
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     progress(f"looking up {model}")
     wanted = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
@@ -176,7 +176,7 @@ def _download(model: str, revision: str | None, trust_remote_code: bool, progres
         raise StartupError(f"no folder {model!r} here, and no such model on the hub (or it is private)") from error
     except LocalEntryNotFoundError as error:
         raise StartupError(f"no folder {model!r} here, and the hub cannot be reached to download it") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # whatever the client's HTTP library raises when there is no network
         return _from_cache(model, revision, error)
     return Path(found)
 

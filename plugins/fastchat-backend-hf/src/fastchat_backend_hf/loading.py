@@ -30,7 +30,7 @@ from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_backend_hf.weights import load_weights
-from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, StartupError
+from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
 from fastchat_serve.text import ChatTemplate
 
 __all__ = ["LoadedModel", "load"]
@@ -109,10 +109,19 @@ def _assemble(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         fingerprint=fingerprint(folders, str(dtype), device.type, options.quantization or "", source or ""),
+        sampling=_advised_sampling(model) if options.generation_config else SamplingParams(),
         tool_parser=template.tool_parser if template is not None else "",
         notes=tuple(notes),
     )
     return LoadedModel(info, prompts, generation, embedder)
+
+
+def _advised_sampling(model: Any) -> SamplingParams:
+    """What the model's generation config states; nothing that transformers only assumes."""
+    config = getattr(model, "generation_config", None)
+    stated = config.to_diff_dict() if config is not None else {}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return SamplingParams(**{name: value for name in names if (value := stated.get(name)) is not None})
 
 
 def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None) -> frozenset[Capability]:

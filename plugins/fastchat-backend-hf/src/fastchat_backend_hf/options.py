@@ -45,6 +45,9 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A file with a Jinja chat template, instead of the model's own."""
     chat_template_kwargs: dict[str, Literal["bool", "int", "float", "str"]] = {}
     """Variables of the template that a request may set, and their types: ``{enable_thinking = "bool"}``."""
+    generation_config: bool = True
+    """Take temperature, top_p, top_k and so on from the model's generation config where a request leaves them open.
+    False: OpenAI's defaults, whatever the model."""
     context_length: _Positive | None = None
     """Tokens of prompt and answer together. None: the model's own limit."""
     max_batch: Annotated[int, Meta(ge=1, le=1024)] = 32

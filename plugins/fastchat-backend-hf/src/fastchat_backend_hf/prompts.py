@@ -134,10 +134,11 @@ class Prompts:
         """Tokens of the whole answer."""
         room = self._context_length - prompt_tokens
         wanted = request.sampling.max_tokens
-        if room < (1 if wanted is None else wanted):
+        least = 1 if wanted is None else wanted
+        if room < least:
             param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
             raise ContextOverflow(
-                limit=self._context_length, prompt_tokens=prompt_tokens, max_tokens=wanted or 1, param=param
+                limit=self._context_length, prompt_tokens=prompt_tokens, max_tokens=least, param=param
             )
         return room if wanted is None else wanted
 

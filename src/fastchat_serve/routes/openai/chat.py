@@ -79,7 +79,7 @@ def include_usage(request: wire.Sampling) -> bool:
 def generate_requests(request: wire.ChatCompletionRequest, service: Service, answer_id: str) -> list[GenerateRequest]:
     """One request of the contract per choice. Raises `InvalidRequest` kinds."""
     limits = service.limits
-    service.dispatcher.able(request.model)  # an unknown model is the first thing to say
+    advised = service.dispatcher.able(request.model)[0].info.sampling  # an unknown model is the first thing to say
     _refuse_unknown_ways(request)
     if len(request.messages) > limits.max_messages:
         raise InvalidRequest(f"messages has more than {limits.max_messages} entries.", param="messages")
@@ -89,7 +89,7 @@ def generate_requests(request: wire.ChatCompletionRequest, service: Service, ans
     if alternatives > limits.max_logprobs:
         raise InvalidRequest(f"top_logprobs can be at most {limits.max_logprobs}.", param="top_logprobs")
     max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    sampling = sampling_params(request, limits, max_tokens)
+    sampling = sampling_params(request, limits, max_tokens, advised)
     first = GenerateRequest(
         id=answer_id,
         prompt=ChatPrompt(

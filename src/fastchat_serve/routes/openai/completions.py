@@ -92,7 +92,7 @@ def _tokens(ids: tuple[int, ...], param: str) -> TokenPrompt:
 def _generate_requests(request: wire.CompletionRequest, service: Service, answer_id: str) -> list[GenerateRequest]:
     """One request of the contract per choice, prompt by prompt. Raises `InvalidRequest` kinds."""
     limits, n = service.limits, request.n or 1
-    service.dispatcher.able(request.model)
+    advised = service.dispatcher.able(request.model)[0].info.sampling
     if request.suffix:
         raise Unsupported("suffix is not supported: no engine here fills in the middle.", param="suffix")
     if request.logprobs is not None and request.logprobs > limits.max_logprobs:
@@ -103,7 +103,7 @@ def _generate_requests(request: wire.CompletionRequest, service: Service, answer
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0 and not request.echo:
         raise InvalidRequest("max_tokens 0 makes sense only together with echo.", param="max_tokens")
-    sampling = sampling_params(request, limits, max_tokens)
+    sampling = sampling_params(request, limits, max_tokens, advised)
     echo_logprobs = request.logprobs if request.echo else None
     return [
         GenerateRequest(

@@ -6,6 +6,7 @@ Pure functions. Whatever is known and cannot be done is refused by name; nothing
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
 from fastchat_serve.config import Limits
 from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
@@ -14,14 +15,21 @@ from fastchat_serve.protocol import openai as wire
 
 __all__ = ["choice_seed", "constraint", "sampling_params", "stop_strings"]
 
+Number = TypeVar("Number", int, float)
+
 _SEED_BITS = 64
 _SEED_MASK = (1 << _SEED_BITS) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: seeds of neighbouring choices are far apart (Knuth, TAOCP 6.4)."""
 
 
-def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | None) -> SamplingParams:
+def sampling_params(
+    request: wire.Sampling, limits: Limits, max_tokens: int | None, advised: SamplingParams
+) -> SamplingParams:
     """How to draw the tokens of `request`; a seed is given to one that has none.
+
+    Args:
+        advised: What the model's makers advise, for what the request leaves open.
 
     Raises:
         InvalidRequest: A limit is passed, or fields contradict each other.
@@ -33,8 +41,8 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
         raise Unsupported(
             "best_of is not supported: every choice is returned. Leave it out, or ask for n.", param="best_of"
         )
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else request.top_p
+    temperature = _either(request.temperature, advised.temperature)
+    top_p = _either(request.top_p, advised.top_p)
     if top_p == 0:  # the smallest nucleus is the most likely token
         temperature, top_p = 0.0, 1.0
     if request.logit_bias and len(request.logit_bias) > limits.max_logit_bias:
@@ -50,9 +58,9 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
     return SamplingParams(
         temperature=temperature,
         top_p=top_p,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
-        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        top_k=max(_either(request.top_k, advised.top_k), 0),
+        min_p=_either(request.min_p, advised.min_p),
+        repetition_penalty=_either(request.repetition_penalty, advised.repetition_penalty),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=request.logit_bias or None,
@@ -63,6 +71,10 @@ def sampling_params(request: wire.Sampling, limits: Limits, max_tokens: int | No
         stop_token_ids=stop_token_ids,
         ignore_eos=request.ignore_eos or False,
     )
+
+
+def _either(given: Number | None, advised: Number) -> Number:
+    return advised if given is None else given
 
 
 def choice_seed(seed: int, choice: int) -> int:
