@@ -34,7 +34,7 @@ def install(session: nox.Session, *tools: str) -> None:
     """The product with the backends and the model of this repository, from the working tree."""
     session.install(TORCH, silent=False)
     editable = [argument for plugin in PLUGINS for argument in ("--editable", plugin)]
-    session.install("--editable", ".", *editable, *tools, silent=False)
+    session.install("--editable", ".", *editable, *tools)
 
 
 @nox.session
