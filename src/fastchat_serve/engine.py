@@ -237,6 +237,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     nothing had happened: their text is not sent again, and `usage` counts the whole answer."""
     adapter: str | None = None
     """Name of a LoRA adapter the engine was configured with."""
+    tenant: str = ""
+    """Who asks, as an opaque mark: equal for equal API keys, or for equal peers where there are no keys. Queues are
+    fair between tenants, and what one of them sent must never be seen by another, not even by time (prefix caches)."""
 
 
 class EmbedRequest(Struct, frozen=True, kw_only=True):
@@ -247,6 +250,8 @@ class EmbedRequest(Struct, frozen=True, kw_only=True):
     truncate: bool = False
     """False: an input over the context is refused. True: its tail is dropped."""
     timeout_s: float | None = None
+    tenant: str = ""
+    """As in `GenerateRequest`."""
 
 
 # ------------------------------------------------------------------------------------------- answer
