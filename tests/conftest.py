@@ -11,6 +11,7 @@ from blockbuster import blockbuster_ctx
 
 from fastchat_serve.app import Application
 from fastchat_serve.configfile.load import load_config
+from fastchat_serve.connection import ConnectionLimits
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.server import HttpServer, bind
 
@@ -34,12 +35,14 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
     """``async with serving(toml) as server:`` serves that config at ``server.url``, on a free port."""
 
     @asynccontextmanager
-    async def serving(toml: str, plugins: Plugins | None = None) -> AsyncIterator[HttpServer]:
+    async def serving(
+        toml: str, plugins: Plugins | None = None, limits: ConnectionLimits | None = None
+    ) -> AsyncIterator[HttpServer]:
         def build() -> HttpServer:
             path = tmp_path_factory.mktemp("config") / "config.toml"
             path.write_text(toml)
             config = load_config(path, overrides=["server.port=0"], environ={})
-            return HttpServer(Application(config, plugins), bind(config.server))
+            return HttpServer(Application(config, plugins), bind(config.server), limits)
 
         server = await anyio.to_thread.run_sync(build)
         async with anyio.create_task_group() as tasks:

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from fastchat_serve import connection as module
-from fastchat_serve.connection import MAX_HEAD_BYTES
+from fastchat_serve.connection import ConnectionLimits
 from tests.conftest import ECHO
 from tests.end_to_end.raw import connected, get, post
 from tests.end_to_end.waiting import queue_lengths, until
 
 pytestmark = pytest.mark.anyio
 
+MAX_HEAD_BYTES = ConnectionLimits().head_bytes
 GOOD = get("/health")
 ENDLESS = ECHO + "options = {loop = true, delay_ms = 2}\n"
 
@@ -79,20 +79,18 @@ async def test_what_is_not_http_is_refused_in_openais_shape_and_answered_once(se
 @pytest.mark.parametrize(
     "part", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: loc"], ids=["none", "line", "header"]
 )
-async def test_a_head_that_does_not_come_is_not_waited_for(serving, monkeypatch, part):
+async def test_a_head_that_does_not_come_is_not_waited_for(serving, part):
     """F38: connection without a request, and a head that stops in the middle."""
-    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)
-    async with serving(ECHO) as server, connected(server) as connection:
+    async with serving(ECHO, limits=ConnectionLimits(head_s=0.3)) as server, connected(server) as connection:
         connection.send(part)
         began = time.monotonic()
         assert await connection.closed_by_reset_or_end() == b""
         assert time.monotonic() - began < 5
 
 
-async def test_a_head_that_drips_is_not_waited_for_either(serving, monkeypatch):
+async def test_a_head_that_drips_is_not_waited_for_either(serving):
     """F38: a byte now and then does not keep it open."""
-    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.3)
-    async with serving(ECHO) as server, connected(server) as connection:
+    async with serving(ECHO, limits=ConnectionLimits(head_s=0.3)) as server, connected(server) as connection:
         began = time.monotonic()
         async with asyncio.timeout(10):
             while server.open_connections or time.monotonic() - began < 0.1:
@@ -107,20 +105,18 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(B
 
 
 @pytest.mark.parametrize("part", [LENGTH % 100, LENGTH % 100 + BODY, CHUNKED], ids=["none", "half", "unfinished"])
-async def test_a_body_that_stops_in_the_middle_is_not_waited_for(serving, monkeypatch, part):
+async def test_a_body_that_stops_in_the_middle_is_not_waited_for(serving, part):
     """F38."""
-    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.3)
-    async with serving(ECHO) as server, connected(server) as connection:
+    async with serving(ECHO, limits=ConnectionLimits(body_s=0.3)) as server, connected(server) as connection:
         connection.send(part)
         async with asyncio.timeout(5):
             await connection.closed_by_reset_or_end()
         await until(lambda: server.open_requests == 0)
 
 
-async def test_a_body_that_drips_is_not_waited_for_either(serving, monkeypatch):
+async def test_a_body_that_drips_is_not_waited_for_either(serving):
     """F38."""
-    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.3)
-    async with serving(ECHO) as server, connected(server) as connection:
+    async with serving(ECHO, limits=ConnectionLimits(body_s=0.3)) as server, connected(server) as connection:
         connection.send(LENGTH % 100_000)
         await until(lambda: server.open_requests == 1)
         async with asyncio.timeout(5):
@@ -129,10 +125,11 @@ async def test_a_body_that_drips_is_not_waited_for_either(serving, monkeypatch):
                 await asyncio.sleep(0.02)  # this is the drip
 
 
-async def test_a_body_may_take_longer_than_its_time_limit_if_it_keeps_coming(serving, monkeypatch):
-    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(module, "BODY_PART_BYTES", 1000)
-    async with serving(ECHO) as server, connected(server) as connection:
+async def test_a_body_may_take_longer_than_its_time_limit_if_it_keeps_coming(serving):
+    async with (
+        serving(ECHO, limits=ConnectionLimits(body_s=0.5, part_bytes=1000)) as server,
+        connected(server) as connection,
+    ):
         body = BODY + b" " * 20_000
         connection.send(LENGTH % len(body))
         for start in range(0, len(body), 2000):
@@ -142,12 +139,11 @@ async def test_a_body_may_take_longer_than_its_time_limit_if_it_keeps_coming(ser
         assert (await connection.request(GOOD)).status == 200
 
 
-async def test_a_body_that_we_do_not_read_is_not_taken_for_slow(serving, monkeypatch):
+async def test_a_body_that_we_do_not_read_is_not_taken_for_slow(serving):
     """A long one that waits in the pipeline; the stream before it must not pay for that."""
-    monkeypatch.setattr(module, "BODY_TIMEOUT_S", 0.5)
     body = BODY + b" " * 500_000
     stream = post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 600})
-    async with serving(ENDLESS) as server, connected(server) as connection:
+    async with serving(ENDLESS, limits=ConnectionLimits(body_s=0.5)) as server, connected(server) as connection:
         connection.send(stream + LENGTH % len(body) + body)
         assert (await connection.reply()).status == 200, "longer than the limit for bodies"
         assert (await connection.reply()).status == 200
@@ -213,9 +209,8 @@ async def test_a_tunnel_is_refused(serving, target):
         error_of(await connection.closed_by_reset_or_end())
 
 
-async def test_a_kept_connection_is_not_taken_for_a_slow_head(serving, monkeypatch):
-    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
-    async with serving(ENDLESS) as server, connected(server) as connection:
+async def test_a_kept_connection_is_not_taken_for_a_slow_head(serving):
+    async with serving(ENDLESS, limits=ConnectionLimits(head_s=0.1)) as server, connected(server) as connection:
         assert (await connection.request(GOOD)).status == 200
         connection.send(post("/v1/completions", {"model": "echo", "prompt": "x", "max_tokens": 200}))
         assert (await connection.reply()).status == 200, "longer than the limit for heads"

@@ -18,7 +18,7 @@ FLOORS = {
     "plugins": {"__init__", "hookspecs", "plugins", "push", "text", "engines"},
     "roles": {"worker", "controller"},
     "HTTP": {"routes"},
-    "assembly": {"app", "progress", "server", "connection", "cli", "__main__", "commands"},
+    "assembly": {"app", "progress", "server", "connection", "cycle", "cli", "__main__", "commands"},
 }
 HTTP_LIBRARIES = {"litestar", "uvicorn", "starlette", "httptools"}
 NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request", "http.client"}

@@ -12,7 +12,6 @@ from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
-from litestar.middleware import DefineMiddleware
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 
@@ -31,7 +30,7 @@ from fastchat_serve.routes.auth import Keys, require_key
 from fastchat_serve.routes.cluster import cluster_handlers
 from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
 from fastchat_serve.routes.health import health_handlers
-from fastchat_serve.routes.hosts import HostCheck
+from fastchat_serve.routes.hosts import require_host
 from fastchat_serve.routes.metrics import Metrics
 from fastchat_serve.routes.openai.chat import chat_route
 from fastchat_serve.routes.openai.completions import completions_route
@@ -160,8 +159,7 @@ class Application:
                 metrics.handler(),
                 schema_handler(),
             ],
-            guards=[require_key(keys)],
-            middleware=[DefineMiddleware(HostCheck, allowed=hosts)] if hosts else [],
+            guards=[*([require_host(hosts)] if hosts else []), require_key(keys)],
             exception_handlers=dict(EXCEPTION_HANDLERS),
             response_class=IdentifiedResponse,
             cors_config=_cors(server.cors_origins),

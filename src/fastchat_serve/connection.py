@@ -1,81 +1,116 @@
-"""One client's connection: uvicorn's HTTP/1.1 protocol, with what it lacks.
+"""One client's connection: HTTP/1.1 on a socket, for uvicorn's server.
 
-uvicorn tells only the newest of pipelined requests that the client has gone, reads the head of a
-request however long it is or takes, waits for a body for ever, keeps the trailers of a chunked body
-however many there are, loses the body of a request that offers another protocol, and answers what
-is not HTTP in a shape of its own.
+uvicorn's own protocol tells only the newest of pipelined requests that the client has gone, reads the head
+of a request however long it is or takes, waits for a body for ever, keeps the trailers of a chunked body
+however many there are, loses the body of a request that offers another protocol, waits for ever for a client
+that does not read, and answers what is not HTTP in a shape of its own. httptools does the parsing in both.
+
+Time limits are deadlines that `check` compares with the clock: the server calls it now and then for
+every connection, which is cheaper than a timer for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
+import math
+import urllib.parse
+from collections import deque
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import uvicorn
+from litestar.types import ASGIApp, Scope
+from msgspec import Struct
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
 
+from fastchat_serve.cycle import Cycle
 from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.routes.errors import error_body
+from fastchat_serve.routes.exchange import OUTLET, Header
 
-__all__ = ["BODY_TIMEOUT_S", "HEAD_TIMEOUT_S", "MAX_HEADERS", "MAX_HEAD_BYTES", "Connection"]
+__all__ = ["Connection", "ConnectionLimits"]
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers; also what may come after a body's last byte and before the request's end."""
-MAX_HEADERS = 128
-HEAD_TIMEOUT_S = 15.0
-"""For a new connection's first byte, and from a head's first byte to its last."""
-BODY_TIMEOUT_S = 30.0
-"""For every `BODY_PART_BYTES` of a body."""
-BODY_PART_BYTES = 64 * 1024
+logger = logging.getLogger("fastchat_serve.access")
 
 
-class Connection(HttpToolsProtocol):
-    """For `uvicorn.Config`'s ``http``."""
+class ConnectionLimits(Struct, frozen=True, kw_only=True):
+    """What a connection may cost. Times are kept to within half a second."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._unanswered: list[RequestResponseCycle] = []
+    head_bytes: int = 64 * 1024
+    """Request line and headers; also what may come after a body's last byte and before the request's end."""
+    headers: int = 128
+    head_s: float = 15.0
+    """For a new connection's first byte, and from a head's first byte to its last."""
+    body_s: float = 30.0
+    """For every `part_bytes` of a body."""
+    part_bytes: int = 64 * 1024
+    keep_alive_s: float = 75.0
+    """Idle between requests; longer than the usual 60 s of proxies, so that they close first."""
+    send_s: float = 30.0
+    """A client that does not read until what the transport holds, some 64 KiB, has shrunk by three quarters."""
+    linger_s: float = 2.0
+    """For the rest of a body that was answered early: closing at once could cost the client its answer."""
+
+
+class Connection(asyncio.Protocol):
+    """For `uvicorn.Config`'s ``http``; uvicorn calls `shutdown`, and our server calls `check`."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+    ) -> None:
+        self._app, self._access_log = cast(ASGIApp, config.loaded_app), config.access_log
+        self._state, self._loop, self._limits = server_state, _loop or asyncio.get_running_loop(), limits
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # from `connection_made`
+        self.writing_paused = self._reading_paused = False
+        self._read_by = self._send_by = math.inf  # loop time
+        self._cycles: deque[tuple[Cycle, Scope]] = deque()
+        """Requests whose replies are not complete; the first is being answered."""
+        self._parser = _parser(self)
         self._in_head = self._in_body = False
         self._head_bytes = 0
-        self._part_bytes = 0  # of a body, since its timer was set
+        self._part_bytes = 0  # of a body, since its deadline was set
         self._overhead_bytes = 0  # that came within a body and were none of it, as trailers are
-        self._timer: asyncio.TimerHandle | None = None
+        self._incoming: Cycle | None = None  # whose body is being read
+        self._refusal = b""  # the last words, once the replies that come before are complete
+        self._deaf = False  # whatever still comes is not for us
+
+    # -------------------------------------------------------------------------------------- the socket
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect_more(HEAD_TIMEOUT_S)
+        self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes
+        self.transport = transport
+        self._server, self._client = get_local_addr(transport), get_remote_addr(transport)
+        self._read_by = self._loop.time() + self._limits.head_s
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        for cycle in self._unanswered:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-        super().connection_lost(exc)
+        self._state.connections.discard(self)
+        for cycle, _ in self._cycles:
+            cycle.disconnect()
+        self._cycles.clear()
+        del self._parser  # it holds us
 
     def data_received(self, data: bytes) -> None:
-        was_in_head, was_in_body = self._in_head, self._in_body
+        if self._deaf:
+            return
         self._overhead_bytes += len(data)
-        self._unset_keepalive_if_required()
+        self._head_bytes += len(data)
         try:
             self._parse(memoryview(data))
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-        if self._in_head:
-            self._head_bytes = self._head_bytes + len(data) if was_in_head else 0
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The request's head is too long.")
-            elif self._timer is None or was_in_body:
-                self._expect_more(HEAD_TIMEOUT_S)
-        elif self._in_body:
-            self._part_bytes += len(data)
-            if self._overhead_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The request's trailers are too long.")
-            elif not was_in_body or self._part_bytes >= BODY_PART_BYTES:
-                self._part_bytes = 0
-                self._expect_more(BODY_TIMEOUT_S)
-        elif self._timer is not None:
-            self._stop_timer()
+        except httptools.HttpParserError as error:
+            problem = error.__context__ if isinstance(error.__context__, _Refused) else None
+            self._refuse(str(problem or "This is not a valid HTTP request."))
+        if self._in_head and self._head_bytes > self._limits.head_bytes:
+            self._refuse("The request's head is too long.")
+        elif self._in_body and self._overhead_bytes > self._limits.head_bytes:
+            self._refuse("The request's trailers are too long.")
 
     def _parse(self, data: memoryview) -> None:
         """Have the parser call the methods below.
@@ -85,68 +120,226 @@ class Connection(HttpToolsProtocol):
         """
         while data:
             try:
-                self.parser.feed_data(data)
+                self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 data = data[offer.args[0] :]
-                version = self.parser.get_http_version().encode()
-                lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
-                lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+                version = self._parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (self._parser.get_method(), self._url, version)]
+                lines += [name + b": " + value for name, value in self._headers if name != b"upgrade"]
+                self._parser = _parser(self)
+                self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
             else:
                 return
 
+    def eof_received(self) -> None:
+        """Close: who has nothing more to send is taken to have left."""
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+        self._send_by = self._loop.time() + self._limits.send_s
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        self._send_by = math.inf
+        if self._cycles:
+            self._cycles[0][0].flush()
+
+    def pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+            if self._in_body:  # nobody could send meanwhile
+                self._read_by = self._loop.time() + self._limits.body_s
+
+    # -------------------------------------------------------------------------------------- the server
+
+    def check(self, now: float) -> None:
+        """Give up a client that was too slow."""
+        if now >= self._send_by or (now >= self._read_by and not self._reading_paused):
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Finish what is under way, and close."""
+        if self._cycles:
+            self._cycles[-1][0].keep_alive = False
+        else:
+            self._close()
+
+    # -------------------------------------------------------------------------------------- the parser
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         self._in_head = True
+        self._url = b""
+        self._headers: list[Header] = []
+        self._read_by = self._loop.time() + self._limits.head_s
+
+    def on_url(self, part: bytes) -> None:
+        self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer is for nobody here
-            super().on_header(name, value)
+        if not self._in_head:
+            return  # a trailer is for nobody here
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > self._limits.headers:
+            raise _Refused("The request has too many headers.")
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            raise ValueError("The request's head is too long.")  # the parser stops, and `send_400_response` follows
-        if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise ValueError("This is no proxy.")
-            return
-        super().on_headers_complete()
-        assert self.cycle is not None
-        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
-        self._unanswered.append(self.cycle)
+        if self._head_bytes > self._limits.head_bytes:  # else it was shorter, whatever else came with it
+            size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+            if size > self._limits.head_bytes:
+                raise _Refused("The request's head is too long.")
+        if self._parser.should_upgrade():
+            if self._parser.get_method() == b"CONNECT":
+                raise _Refused("This server is no proxy.")
+            return  # and here comes the same head again, see `_parse`
+        version = self._parser.get_http_version()
+        hosts = expects_continue = 0
+        for name, value in self._headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"expect" and value.lower() == b"100-continue":
+                expects_continue = 1
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise _Refused("A request needs one Host header.")  # RFC 9112, section 3.2
+        self._read_by = self._loop.time() + self._limits.body_s
+        method = self._parser.get_method().decode("ascii")
+        scope = self._scope(method, version)
+        cycle = Cycle(
+            self,
+            method,
+            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
+            http_1_0=version == "1.0",
+            expects_continue=bool(expects_continue),
+        )
+        scope["extensions"] = {OUTLET: {OUTLET: cycle}}
+        self._incoming = cycle
+        self._cycles.append((cycle, scope))
+        if len(self._cycles) == 1:
+            self._start()
+        else:
+            self.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
-        super().on_body(body)
+        self._part_bytes += len(body)
+        if self._part_bytes >= self._limits.part_bytes:
+            self._part_bytes = 0
+            self._read_by = self._loop.time() + self._limits.body_s
+        assert self._incoming is not None
+        self._incoming.feed(body)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():  # the end of its head only
+        if self._parser.should_upgrade():  # the end of its head only
             return
         self._in_body = False
-        super().on_message_complete()
+        self._head_bytes = self._part_bytes = 0
+        self._read_by = math.inf
+        assert self._incoming is not None
+        self._incoming.end_of_body()
+        self._incoming = None
 
-    def send_400_response(self, msg: str) -> None:
-        if self.transport.is_closing():
-            return
-        body = error_body(InvalidRequest(msg))
+    # -------------------------------------------------------------------------------------- the replies
+
+    def _scope(self, method: str, version: str) -> Scope:
+        url = httptools.parse_url(self._url)
+        path = url.path.decode("ascii")
+        return cast(
+            Scope,
+            {
+                "type": "http",
+                "asgi": {"version": "3.0", "spec_version": "2.3"},
+                "http_version": version,
+                "method": method,
+                "scheme": "http",
+                "path": urllib.parse.unquote(path) if "%" in path else path,
+                "raw_path": url.path,
+                "query_string": url.query or b"",
+                "root_path": "",
+                "headers": self._headers,
+                "server": self._server,
+                "client": self._client,
+                "state": {},
+            },
+        )
+
+    def _start(self) -> None:
+        """Have the first of the requests answered."""
+        cycle, scope = self._cycles[0]
+        task = self._loop.create_task(cycle.run(self._app, scope))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    @property
+    def common_headers(self) -> list[Header]:
+        return self._state.default_headers
+
+    def completed(self, cycle: Cycle) -> None:
+        """The first reply is complete."""
+        _, scope = self._cycles.popleft()
+        self._state.total_requests += 1
+        if self._access_log:
+            self._log(scope, cycle.status)
+        if cycle.more_body:
+            self._hang_up()
+        elif not cycle.keep_alive:
+            self._close()
+        elif self._cycles:
+            self._start()
+        elif self._refusal:
+            self._hang_up()
+        else:
+            self.resume_reading()
+            if not self._in_head:
+                self._read_by = self._loop.time() + self._limits.keep_alive_s
+
+    def _refuse(self, problem: str) -> None:
+        """Answer what is no request, after all that were, and close."""
+        body = error_body(InvalidRequest(problem))
         head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        self._refusal = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        self._deaf = True
+        self._in_head = self._in_body = False
+        if (broken := self._incoming) is not None:  # its body will not come
+            self._cycles.pop()
+            broken.disconnect()
+            if broken.status:
+                self.transport.abort()
+                return
+        if not self._cycles:
+            self._hang_up()
+
+    def _close(self) -> None:
+        """Close once all is sent."""
+        self._send_by = self._loop.time() + self._limits.send_s
         self.transport.close()
 
-    def _expect_more(self, within_s: float) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(within_s, self._give_up, within_s)
+    def _hang_up(self) -> None:
+        """Say the last words and close such that the client can read all that was said (RFC 9112, section 9.6)."""
+        self._deaf = True
+        if self._refusal:
+            self.transport.write(self._refusal)
+        self.transport.write_eof()
+        self.resume_reading()
+        self._read_by = self._loop.time() + self._limits.linger_s
 
-    def _give_up(self, within_s: float) -> None:
-        if self.flow.read_paused:  # then it is us who do not read
-            self._expect_more(within_s)
-        else:
-            self.transport.abort()
+    def _log(self, scope: Scope, status: int) -> None:
+        host, port = self._client or ("-", 0)
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        logger.info('%s:%d "%s %s" %d', host, port, scope["method"], target.decode("ascii", "replace"), status)  # type: ignore[typeddict-item]
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+
+class _Refused(Exception):
+    """What the parser's callbacks raise to end it; the message is for the client."""
+
+
+def _parser(connection: Connection) -> httptools.HttpRequestParser:
+    parser = httptools.HttpRequestParser(connection)
+    # What follows a request that closes the connection is not taken for an error in it.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser

@@ -7,12 +7,15 @@ ends at once, still with an error to every client.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import cast
 
 import anyio
 import uvicorn
@@ -21,7 +24,7 @@ from anyio.abc import TaskStatus
 
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
-from fastchat_serve.connection import Connection
+from fastchat_serve.connection import Connection, ConnectionLimits
 from fastchat_serve.errors import StartupError
 
 __all__ = ["HttpServer", "bind", "serve"]
@@ -29,11 +32,11 @@ __all__ = ["HttpServer", "bind", "serve"]
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
-"""How long an idle connection is kept; longer than the usual 60 s of proxies, so that they close first."""
-
 LAST_WORDS_S = 1
 """For errors on their way to clients when the server stops at once."""
+
+CHECK_EVERY_TICKS = 5
+"""uvicorn's server ticks every 0.1 s; so often the time limits of connections are looked at."""
 
 SAME_SIGNAL_S = 0.5
 """A launcher and the terminal may both pass one Ctrl-C on; signals this close together are one."""
@@ -65,16 +68,20 @@ def _cannot_listen(address: str, error: OSError | TypeError) -> StartupError:
 
 
 class HttpServer:
-    """One application behind one bound socket."""
+    """One application behind one bound socket.
 
-    def __init__(self, application: Application, bound: socket.socket) -> None:
+    Args:
+        limits: What one connection may cost.
+    """
+
+    def __init__(self, application: Application, bound: socket.socket, limits: ConnectionLimits | None = None) -> None:
         self.application, self._bound = application, bound
         config = application.config.server
         self._drain_s = config.drain_s
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 application.asgi,
-                http=Connection,
+                http=cast(type[asyncio.Protocol], partial(Connection, limits=limits or ConnectionLimits())),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -82,7 +89,6 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,  # peers are who the socket says they are
                 backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
 
@@ -169,6 +175,13 @@ class _Uvicorn(uvicorn.Server):
         except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
             raise _cannot_listen("the port that was free before loading", error) from error
         self.on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % CHECK_EVERY_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                cast(Connection, connection).check(now)
+        return await super().on_tick(counter)
 
 
 async def _obey_signals(

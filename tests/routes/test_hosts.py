@@ -26,7 +26,6 @@ async def test_names_of_loopback_are_answered(server, host):
         "127.0.0.1.nip.io",
         "evil.example:8000",
         "localhost@evil",
-        "",
         "[::2]",
         "localhost.",
         "0.0.0.0",
@@ -38,6 +37,18 @@ async def test_foreign_names_are_refused(server, host, path):
     async with connected(server) as connection:
         expect_error(await connection.request(get(path, host=host)), 403, "forbidden")
         expect_error(await connection.request(get(path, host=host, x_forwarded_host="localhost")), 403)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [(b"", 400), (b"Host: localhost\r\nHost: localhost\r\n", 400), (b"Host:\r\n", 403)],
+    ids=["none", "two", "empty"],
+)
+async def test_a_request_has_one_name_for_the_server(server, lines, status):
+    """RFC 9112, section 3.2."""
+    async with connected(server) as connection:
+        connection.send(b"GET /health HTTP/1.1\r\n" + lines + b"\r\n")
+        assert (await connection.reply()).status == status
 
 
 async def test_two_names_in_one_are_no_name(server):

@@ -15,7 +15,7 @@ from msgspec import Struct
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.engine import Chunk, FinishReason, GenerateRequest, Handle, PromptEcho, Sink, TokenLogprob, Usage
 from fastchat_serve.errors import EngineError, InvalidRequest, ServeError
-from fastchat_serve.routes.errors import error_body, error_headers
+from fastchat_serve.routes.errors import reply_error
 from fastchat_serve.routes.exchange import Exchange
 from fastchat_serve.routes.metrics import Observation
 
@@ -104,10 +104,10 @@ class Reply(ABC):
         self.done = True
         shown = error if isinstance(error, ServeError) else EngineError("The engine failed.")
         self._abort()
-        if self.exchange.outlet.started:
+        if self.exchange.started:
             self.write_error(shown)
         else:
-            self.exchange.reply_json(error_body(shown), shown.status, error_headers(shown))
+            reply_error(self.exchange, shown)
         self.observation.finish(None, shown)
 
     def close(self) -> None:

@@ -20,20 +20,20 @@ from fastchat_serve.errors import (
     ServeError,
     UnsupportedMediaType,
 )
-from fastchat_serve.routes.exchange import Header, request_id
+from fastchat_serve.routes.exchange import Exchange, Header, request_id
 from fastchat_serve.routes.response import IdentifiedResponse
 
-__all__ = ["EXCEPTION_HANDLERS", "error_body", "error_headers"]
+__all__ = ["EXCEPTION_HANDLERS", "UNEXPECTED", "error_body", "reply_error"]
 
 _Request = Request[Any, Any, Any]
 
 logger = logging.getLogger(__name__)
 
 
-class _Unexpected(ServeError):
-    """Anything that should not have happened; the log has the cause."""
-
-    code = "internal_error"
+UNEXPECTED = ServeError(
+    "The server failed on this request. Its log says why, under the request's id.", code="internal_error"
+)
+"""What a client is told of anything that should not have happened; the log has the cause."""
 
 
 def error_body(error: ServeError) -> bytes:
@@ -41,7 +41,7 @@ def error_body(error: ServeError) -> bytes:
     return msgspec.json.encode(error.to_openai())
 
 
-def error_headers(error: ServeError) -> list[Header]:
+def _error_headers(error: ServeError) -> list[Header]:
     """Headers that belong to `error`, beside content type and request id."""
     headers: list[Header] = []
     if error.retry_after_s is not None:
@@ -51,8 +51,13 @@ def error_headers(error: ServeError) -> list[Header]:
     return headers
 
 
+def reply_error(exchange: Exchange, error: ServeError) -> None:
+    """A reply that is nothing but `error`."""
+    exchange.reply_json(error_body(error), error.status, _error_headers(error))
+
+
 def _render(_: _Request, error: ServeError, allow: str = "") -> IdentifiedResponse[bytes]:
-    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    headers = {name.decode(): value.decode() for name, value in _error_headers(error)}
     if allow:
         headers["allow"] = allow
     return IdentifiedResponse(
@@ -81,7 +86,7 @@ def _http_error(request: _Request, error: HTTPException) -> IdentifiedResponse[b
 
 def _unexpected(request: _Request, error: Exception) -> IdentifiedResponse[bytes]:
     logger.error("Request %s failed unexpectedly.", request_id(request.scope), exc_info=error)
-    return _render(request, _Unexpected("The server failed on this request. Its log says why, under the request's id."))
+    return _render(request, UNEXPECTED)
 
 
 EXCEPTION_HANDLERS: Mapping[int | type[Exception], Callable[[_Request, Any], IdentifiedResponse[bytes]]] = (

@@ -1,6 +1,6 @@
 """One HTTP request and its reply, at the level of ASGI: what the hot routes use of the server.
 
-The reply is written by `Outlet`, from plain code: an engine's step calls a sink, the sink calls
+The reply is written to an `Outlet`, from plain code: an engine's step calls a sink, the sink calls
 `Outlet.write`, and the bytes are with the socket. No task wakes for it. The request's own task
 meanwhile waits in `Exchange.finished`, which returns when the reply is complete or the client has gone.
 """
@@ -11,21 +11,35 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from litestar.types import Receive, Scope, Send
 
 from fastchat_serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
-__all__ = ["JSON_CONTENT", "MAX_BACKLOG_BYTES", "Exchange", "Header", "Outlet", "decode", "header", "request_id"]
+__all__ = [
+    "JSON_CONTENT",
+    "MAX_BACKLOG_BYTES",
+    "OUTLET",
+    "AsgiOutlet",
+    "Exchange",
+    "Header",
+    "Outlet",
+    "decode",
+    "header",
+    "request_id",
+]
+
+OUTLET = "fastchat_serve.outlet"
+"""Name of the ASGI extension by which our server offers the `Outlet` of a request, and of its one entry."""
 
 Header = tuple[bytes, bytes]
 T = TypeVar("T")
 
 JSON_CONTENT: Header = (b"content-type", b"application/json")
-MAX_BACKLOG_BYTES = 256 * 1024
-"""What a client that does not read may cost; then its stream is ended."""
+MAX_BACKLOG_BYTES = 128 * 1024
+"""What may pile up for a client that does not read; then its stream is ended."""
 MAX_NESTING = 64
 """Depth of JSON that is decoded at all. The decoder recurses, so the interpreter's limit is no guard."""
 MAX_CONTAINERS = 100_000
@@ -40,44 +54,51 @@ _SHOWN_CHARS = 200
 _JSON_TYPE = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORECASE)
 
 
-class Outlet:
-    """Writes a reply through ASGI's `send` without a task.
+class Outlet(Protocol):
+    """Where the body of a reply is written, by plain calls from wherever a piece of it comes to be.
 
-    `send` is driven by hand: as a rule it finishes at once. It waits only while the socket is paused;
-    then what is written meanwhile piles up here, and leaves as one piece when the socket is free.
+    `cycle.Cycle` is one, for our own server; `AsgiOutlet` does it through any server's ASGI `send`. Neither ever
+    waits: while the socket is behind, what is written piles up, and leaves as one piece.
     """
 
-    __slots__ = ("_blocked", "_last", "_pending", "_send", "backlog_bytes", "started")
+    backlog_bytes: int
+    """What has piled up."""
+
+    def drive(self, sending: Awaitable[None]) -> None:
+        """Have ASGI's `send` of status and headers done, without a task."""
+
+    def write(self, body: bytes, *, last: bool = False) -> None:
+        """Send a piece of the body."""
+
+    def drop_backlog(self) -> None:
+        """Forget what piled up."""
+
+
+class AsgiOutlet:
+    """An `Outlet` for servers other than ours. `send` is driven by hand: as a rule it finishes at once."""
+
+    __slots__ = ("_blocked", "_last", "_pending", "_send", "backlog_bytes")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._blocked = self._last = False
         self._pending: list[bytes] = []
         self.backlog_bytes = 0
-        self.started = False
-        """Status and headers are out; an error can no longer be a status."""
-
-    def begin(self, status: int, headers: Iterable[Header]) -> None:
-        """Send status and headers."""
-        self.started = True
-        self._drive(self._send({"type": "http.response.start", "status": status, "headers": headers}))
 
     def write(self, body: bytes, *, last: bool = False) -> None:
-        """Send a piece of the body. Never waits."""
         if self._blocked:
             self._pending.append(body)
             self.backlog_bytes += len(body)
             self._last = self._last or last
         else:
-            self._drive(self._send({"type": "http.response.body", "body": body, "more_body": not last}))
+            self.drive(self._send({"type": "http.response.body", "body": body, "more_body": not last}))
 
     def drop_backlog(self) -> None:
-        """Forget what piled up."""
         self._pending.clear()
         self.backlog_bytes = 0
 
-    def _drive(self, sending: Awaitable[None]) -> None:
-        assert isinstance(sending, Coroutine)  # as in uvicorn; other servers' awaitables would need wrapping
+    def drive(self, sending: Awaitable[None]) -> None:
+        assert isinstance(sending, Coroutine)  # as in uvicorn; other awaitables would need wrapping
         try:
             waits_for = sending.send(None)
         except StopIteration:
@@ -93,7 +114,7 @@ class Outlet:
 
     def _resume(self, sending: Coroutine[Any, Any, None]) -> None:
         self._blocked = False
-        self._drive(sending)
+        self.drive(sending)
         if self._pending and not self._blocked:
             body, last = b"".join(self._pending), self._last
             self.drop_backlog()
@@ -103,11 +124,14 @@ class Outlet:
 class Exchange:
     """One request: its id, its body, and the outlet for its reply."""
 
-    __slots__ = ("_receive", "id", "outlet", "scope")
+    __slots__ = ("_receive", "_send", "id", "outlet", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive = scope, receive
-        self.outlet = Outlet(send)
+        self.scope, self._receive, self._send = scope, receive, send
+        self.started = False
+        """The reply has a status; an error can no longer be one."""
+        offered = (scope.get("extensions") or {}).get(OUTLET)
+        self.outlet: Outlet = AsgiOutlet(send) if offered is None else offered[OUTLET]  # type: ignore[assignment]
         self.id = request_id(scope)
 
     @property
@@ -149,10 +173,15 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def begin(self, status: int, headers: Iterable[Header]) -> None:
+        """Set status and headers of the reply. It goes through ASGI, so that middleware can add to them."""
+        self.started = True
+        self.outlet.drive(self._send({"type": "http.response.start", "status": status, "headers": headers}))
+
     def reply_json(self, body: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
         """A whole reply at once."""
         length = (b"content-length", str(len(body)).encode())
-        self.outlet.begin(status, [JSON_CONTENT, length, (b"x-request-id", self.id.encode()), *headers])
+        self.begin(status, [JSON_CONTENT, length, (b"x-request-id", self.id.encode()), *headers])
         self.outlet.write(body, last=True)
 
 
@@ -178,6 +207,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         InvalidRequest: It is not JSON, not valid UTF-8, too deep, or not of that shape; says where.
     """
     try:
+        _require_utf8(body)
         _require_modest_shape(body)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -186,18 +216,18 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         # msgspec says "truncated" of a lone surrogate too.
         what = str(error).replace("Input data was truncated", "it ends too early or holds an incomplete character")
         raise InvalidRequest(f"The body is not valid JSON: {what.removeprefix('JSON is malformed: ')}.") from None
-    except UnicodeDecodeError:  # it counts from the start of the string that it is about
-        raise InvalidRequest(f"The body is not valid UTF-8 at byte {_first_wrong_byte(body)}.") from None
     except RecursionError:
         raise InvalidRequest("The JSON is nested too deep.") from None
 
 
-def _first_wrong_byte(body: bytes) -> int:
+def _require_utf8(body: bytes) -> None:
+    """The decoder itself looks into those strings only that it reads."""
+    if body.isascii():
+        return
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        return error.start
-    return len(body)
+        raise InvalidRequest(f"The body is not valid UTF-8 at byte {error.start}.") from None
 
 
 def _invalid(said: str) -> InvalidRequest:

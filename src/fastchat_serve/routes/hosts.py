@@ -7,26 +7,27 @@ its own (DNS rebinding). The browser still sends the foreign name in ``Host``, s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
 
 from fastchat_serve.errors import Forbidden
+from fastchat_serve.routes.auth import Guard
 from fastchat_serve.routes.exchange import header
 
-__all__ = ["HostCheck"]
+__all__ = ["require_host"]
 
 
-class HostCheck:
-    """ASGI middleware. Names are compared exactly, ports are not; forwarded hosts are not looked at."""
+def require_host(allowed: Iterable[str]) -> Guard:
+    """A Litestar guard. Names are compared exactly, ports are not; forwarded hosts are not looked at."""
+    names = frozenset(name.lower().encode() for name in allowed)
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
-        self._app = app
-        self._allowed = frozenset(name.lower().encode() for name in allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _name(header(scope, b"host")) not in self._allowed:
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        if _name(header(connection.scope, b"host")) not in names:
             raise Forbidden("This server does not go by that host name. The config's allowed_hosts says which it does.")
-        await self._app(scope, receive, send)
+
+    return guard
 
 
 def _name(host: bytes) -> bytes:

@@ -43,9 +43,9 @@ class EventReply(Reply):
     def write(self, body: bytes, *, last: bool = False) -> None:
         """Send events; the first go out with the head."""
         outlet = self.exchange.outlet
-        if not outlet.started:
+        if not self.exchange.started:
             self.observation.first_token()
-            outlet.begin(200, (*_HEADERS, (b"x-request-id", self.exchange.id.encode())))
+            self.exchange.begin(200, (*_HEADERS, (b"x-request-id", self.exchange.id.encode())))
         outlet.write(body, last=last)
         if outlet.backlog_bytes > MAX_BACKLOG_BYTES and not last:
             outlet.drop_backlog()

@@ -84,8 +84,6 @@ def prompts_of(
 def _tokens(ids: tuple[int, ...], param: str) -> TokenPrompt:
     if not ids:
         raise InvalidRequest(f"{param} has an empty list of token ids.", param=param)
-    if min(ids) < 0 or max(ids) >= 2**31:
-        raise InvalidRequest(f"{param} has a token id that cannot be one.", param=param)
     return TokenPrompt(ids)
 
 
