@@ -29,13 +29,12 @@ class Answer(Struct):
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt: PromptEcho | None = None
     finish_reason: FinishReason = "stop"
-    usage: Usage = Usage(0, 0)
 
 
 class Dialect(Protocol):
     """How one API writes answers. Holds what one request needs; every byte is made here."""
 
-    def body(self, answers: Sequence[Answer]) -> bytes:
+    def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
         """The JSON of a plain reply."""
         ...
 
@@ -54,7 +53,7 @@ class Dialect(Protocol):
         """The events of any chunk."""
         ...
 
-    def closing(self, usages: Sequence[Usage]) -> bytes:
+    def closing(self, total: Usage) -> bytes:
         """Events after the last choice: usage if it was asked for, and the end mark."""
         ...
 
@@ -75,7 +74,8 @@ class Reply(ABC):
         self.handles: list[Handle] = []
         self.done = False
         """The reply is written, or given up."""
-        self.usages: list[Usage | None] = [None] * count
+        self._usages = [Usage(0, 0)] * count
+        self._unfinished = count
         self.sinks = [self.sink(index) for index in range(count)]
 
     @abstractmethod
@@ -86,16 +86,17 @@ class Reply(ABC):
     def write_error(self, error: ServeError) -> None:
         """End a reply that has begun."""
 
-    def finish_choice(self, index: int, usage: Usage | None) -> bool:
-        """Note the end of a choice; True if it was the last."""
-        self.usages[index] = usage or Usage(0, 0)
-        return None not in self.usages
+    def finish_choice(self, index: int, usage: Usage | None) -> Usage | None:
+        """Note the end of a choice. Returns the usage of the whole reply if it was the last."""
+        if usage is not None:
+            self._usages[index] = usage
+        self._unfinished -= 1
+        return None if self._unfinished else self.dialect.total(self._usages)
 
-    def complete(self) -> None:
+    def complete(self, total: Usage) -> None:
         """Everything is written."""
         self.done = True
-        usages = [usage for usage in self.usages if usage is not None]
-        self.observation.finish(self.dialect.total(usages))
+        self.observation.finish(total)
 
     def fail(self, error: Exception) -> None:
         """End the whole reply with `error`, once."""
@@ -115,6 +116,8 @@ class Reply(ABC):
         self._abort()
         self.observation.finish(None, left=not self.done)
         self.done = True
+        self.handles.clear()  # they hold their sinks, and those hold us
+        self.sinks.clear()
 
     def _abort(self) -> None:
         for handle in self.handles:
@@ -123,6 +126,8 @@ class Reply(ABC):
 
 def total_usage(usages: Sequence[Usage], choices_per_prompt: int) -> Usage:
     """The usage of a whole reply: each prompt counts once, however many choices were made of it."""
+    if len(usages) == 1:
+        return usages[0]
     prompts = usages[::choices_per_prompt]
     return Usage(
         sum(usage.prompt_tokens for usage in prompts),

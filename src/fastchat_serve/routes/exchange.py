@@ -188,16 +188,20 @@ class Exchange:
 def request_id(scope: Scope) -> str:
     """The client's ``x-request-id`` if it is harmless, else a new one; the same for all of a request."""
     state: dict[str, Any] = scope.setdefault("state", {})
-    if "request_id" not in state:
+    known: str | None = state.get("request_id")
+    if known is None:
         given = header(scope, b"x-request-id")
-        state["request_id"] = given.decode() if _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
-    known: str = state["request_id"]
+        known = given.decode() if given and _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        state["request_id"] = known
     return known
 
 
 def header(scope: Scope, name: bytes) -> bytes:
     """The first header of this (lower-case) name; empty if there is none."""
-    return next((value for key, value in scope["headers"] if key == name), b"")
+    for key, value in scope["headers"]:
+        if key == name:
+            return value
+    return b""
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

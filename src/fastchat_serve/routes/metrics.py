@@ -14,12 +14,13 @@ from typing import Literal
 
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import Usage
 from fastchat_serve.errors import ServeError
+from fastchat_serve.routes.histogram import Histogram
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.worker.base import WorkerState
@@ -50,29 +51,29 @@ class Metrics:
             "gen_ai_server_request_duration_seconds",
             "Time from a request's arrival to the end of its reply. error_type: empty if it succeeded.",
             (*_LABELS, "error_type"),
-            buckets=_DURATION_S,
-            registry=self.collectors,
+            _DURATION_S,
+            self.collectors,
         )
         self._first_token = Histogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Time from a request's arrival to its first token.",
             _LABELS,
-            buckets=_FIRST_TOKEN_S,
-            registry=self.collectors,
+            _FIRST_TOKEN_S,
+            self.collectors,
         )
         self._per_token = Histogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Mean time between the tokens of one request, after the first.",
             _LABELS,
-            buckets=_PER_TOKEN_S,
-            registry=self.collectors,
+            _PER_TOKEN_S,
+            self.collectors,
         )
         self._tokens = Histogram(
             "gen_ai_client_token_usage_tokens",
             "Tokens of one request.",
             (*_LABELS, "gen_ai_token_type"),
-            buckets=_TOKENS,
-            registry=self.collectors,
+            _TOKENS,
+            self.collectors,
         )
         self.collectors.register(_Workers(registry))
         # Looking labels up costs more than counting; the cache is bounded by operations times models.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastchat_serve.engine import Chunk, Sink, TokenLogprob
+from fastchat_serve.engine import Chunk, Sink, TokenLogprob, Usage
 from fastchat_serve.errors import ServeError
 from fastchat_serve.routes.answer import Answer, Reply
 
@@ -15,11 +15,11 @@ class PlainReply(Reply):
     def sink(self, index: int) -> Sink:
         return _Collector(self, index)
 
-    def write(self) -> None:
+    def write(self, total: Usage) -> None:
         """All choices are here."""
         answers = [sink.answer for sink in self.sinks if isinstance(sink, _Collector)]
-        self.exchange.reply_json(self.dialect.body(answers))
-        self.complete()
+        self.exchange.reply_json(self.dialect.body(answers, total))
+        self.complete(total)
 
     def write_error(self, error: ServeError) -> None:
         """A plain reply begins and ends in one step, so there is nothing to mend."""
@@ -52,11 +52,10 @@ class _Collector:
             answer = self.answer
             answer.text = "".join(self._texts)
             answer.finish_reason = chunk.finish_reason
-            answer.usage = chunk.usage or answer.usage
             if answer.logprobs is not None:
                 answer.logprobs = tuple(self._logprobs)
-            if reply.finish_choice(self._index, chunk.usage):
-                reply.write()
+            if (total := reply.finish_choice(self._index, chunk.usage)) is not None:
+                reply.write(total)
 
     def end(self, error: Exception | None) -> None:
         if error is not None:

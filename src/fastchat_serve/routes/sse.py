@@ -79,9 +79,10 @@ class _EventSink:
         if body and not self._opened:
             self._opened = True
             body = reply.dialect.opening(self._index) + body
-        if chunk.finish_reason is not None and reply.finish_choice(self._index, chunk.usage):
-            reply.write(body + reply.dialect.closing([usage for usage in reply.usages if usage is not None]), last=True)
-            reply.complete()
+        total = None if chunk.finish_reason is None else reply.finish_choice(self._index, chunk.usage)
+        if total is not None:
+            reply.write(body + reply.dialect.closing(total), last=True)
+            reply.complete(total)
         elif body:
             reply.write(body)
 

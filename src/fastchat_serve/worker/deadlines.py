@@ -25,7 +25,8 @@ class Deadlines:
 
     def __init__(self, timeouts: Timeouts, timeout_s: float | None, accepted_at: float) -> None:
         self._timeouts = timeouts
-        self._total_s = min((s for s in (timeout_s, timeouts.total_s) if s is not None), default=None)
+        total_s = timeouts.total_s
+        self._total_s = total_s if timeout_s is None else timeout_s if total_s is None else min(timeout_s, total_s)
         self._accepted_at = accepted_at
         self.began_at: float | None = None
         self.token_at: float | None = None

@@ -178,6 +178,7 @@ class Job:
             self._over = True
             self._slots.release(self._ticket)
             self._let_go(self)
+            del self._ticket, self._handle, self._sink  # they hold us
 
 
 def as_serve_error(error: Exception, request_id: str) -> ServeError:

@@ -93,7 +93,7 @@ def generate_requests(request: wire.ChatCompletionRequest, service: Service, ans
     first = GenerateRequest(
         id=answer_id,
         prompt=ChatPrompt(
-            tuple(_message(message, f"$.messages[{index}]") for index, message in enumerate(request.messages)),
+            tuple([_message(message, index) for index, message in enumerate(request.messages)]),
             tools=_tools(request, limits.max_tools),
             continue_final=bool(request.continue_final_message),
             template_options=request.chat_template_kwargs,
@@ -134,9 +134,9 @@ class ChatDialect:
         self._parsers: dict[int, ToolParser] = {}
         self._called: set[int] = set()
 
-    def body(self, answers: Sequence[Answer]) -> bytes:
+    def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
         choices = tuple(self._choice(index, whole) for index, whole in enumerate(answers))
-        usage = wire_usage(self.total([whole.usage for whole in answers]))
+        usage = wire_usage(total)
         return _encode(wire.ChatCompletion(self._id, self._created, self._model, choices, usage))
 
     def opening(self, index: int) -> bytes:
@@ -164,10 +164,10 @@ class ChatDialect:
             parts.append(self._event(index, wire.Delta(), finish_reason=reason))
         return b"".join(parts)
 
-    def closing(self, usages: Sequence[Usage]) -> bytes:
+    def closing(self, total: Usage) -> bytes:
         if not self._include_usage:
             return DONE
-        usage = wire_usage(self.total(usages))
+        usage = wire_usage(total)
         return event(wire.ChatCompletionChunk(self._id, self._created, self._model, (), usage)) + DONE
 
     def total(self, usages: Sequence[Usage]) -> Usage:
@@ -276,22 +276,24 @@ _ROLES = MappingProxyType({"developer": "system", "function": "tool"})
 """Newer and older names of roles that chat templates know."""
 
 
-def _message(message: wire.ChatMessage, place: str) -> Message:
+def _message(message: wire.ChatMessage, index: int) -> Message:
     content = message.content
     if content is None and not message.tool_calls and message.role != "assistant":
-        raise InvalidRequest(f"A message of the {message.role} needs content, at {place}.content.", param="messages")
+        raise InvalidRequest(
+            f"A message of the {message.role} needs content, at $.messages[{index}].content.", param="messages"
+        )
     return Message(
         role=_ROLES.get(message.role, message.role),
-        content=content if content is None or isinstance(content, str) else _parts(content, place),
+        content=content if content is None or isinstance(content, str) else _parts(content, index),
         name=message.name,
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()
-        ),
+        tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
+        if message.tool_calls
+        else (),
         tool_call_id=message.tool_call_id,
     )
 
 
-def _parts(content: tuple[wire.ContentPart, ...], place: str) -> tuple[TextPart, ...]:
+def _parts(content: tuple[wire.ContentPart, ...], message: int) -> tuple[TextPart, ...]:
     parts = []
     for index, part in enumerate(content):
         match part:
@@ -300,6 +302,7 @@ def _parts(content: tuple[wire.ContentPart, ...], place: str) -> tuple[TextPart,
             case _:
                 kind = type(part).__struct_config__.tag
                 raise Unsupported(
-                    f"Only text is supported as content, not {kind}, at {place}.content[{index}].", param="messages"
+                    f"Only text is supported as content, not {kind}, at $.messages[{message}].content[{index}].",
+                    param="messages",
                 )
     return tuple(parts)

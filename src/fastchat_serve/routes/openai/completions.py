@@ -126,14 +126,14 @@ class CompletionDialect:
         self._n, self._echo, self._logprobs, self._include_usage = n, echo, logprobs, include_usage
         self._offsets: dict[int, int] = {}
 
-    def body(self, answers: Sequence[Answer]) -> bytes:
+    def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
         choices = []
         for index, whole in enumerate(answers):
             prompt = whole.prompt if self._echo else None
             logprobs = completion_logprobs(prompt, whole.logprobs or ()) if self._logprobs else None
             text = (prompt.text if prompt is not None else "") + whole.text
             choices.append(wire.CompletionChoice(index, text, logprobs, whole.finish_reason))
-        usage = wire_usage(self.total([whole.usage for whole in answers]))
+        usage = wire_usage(total)
         return _encode(wire.Completion(self._id, self._created, self._model, tuple(choices), usage))
 
     def opening(self, index: int) -> bytes:
@@ -154,10 +154,10 @@ class CompletionDialect:
             return b""
         return self._event(wire.CompletionChoice(index, text, logprobs, chunk.finish_reason))
 
-    def closing(self, usages: Sequence[Usage]) -> bytes:
+    def closing(self, total: Usage) -> bytes:
         if not self._include_usage:
             return DONE
-        usage = wire_usage(self.total(usages))
+        usage = wire_usage(total)
         return event(wire.Completion(self._id, self._created, self._model, (), usage)) + DONE
 
     def total(self, usages: Sequence[Usage]) -> Usage:
