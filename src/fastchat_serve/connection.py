@@ -28,11 +28,13 @@ from uvicorn.server import ServerState
 from fastchat_serve.cycle import Cycle
 from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.routes.errors import error_body
-from fastchat_serve.routes.exchange import OUTLET, Header
+from fastchat_serve.routes.exchange import OUTLET, Header, new_request_id
 
 __all__ = ["Connection", "ConnectionLimits"]
 
 logger = logging.getLogger("fastchat_serve.access")
+
+_LOGGED_PATH_BYTES = 200
 
 
 class ConnectionLimits(Struct, frozen=True, kw_only=True):
@@ -205,6 +207,10 @@ class Connection(asyncio.Protocol):
                 hosts += 1
             elif name == b"expect" and value.lower() == b"100-continue":
                 expects_continue = 1
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise _Refused("The only transfer coding that this server knows is chunked.")
+        if version not in ("1.0", "1.1"):
+            raise _Refused("This server speaks HTTP/1.1.")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise _Refused("A request needs one Host header.")  # RFC 9112, section 3.2
         self._read_by = self._loop.time() + self._limits.body_s
@@ -302,7 +308,8 @@ class Connection(asyncio.Protocol):
         """Answer what is no request, after all that were, and close."""
         body = error_body(InvalidRequest(problem))
         head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self._refusal = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        head += f"x-request-id: {new_request_id()}\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._refusal = head.encode() + body
         self._deaf = True
         self._in_head = self._in_body = False
         if (broken := self._incoming) is not None:  # its body will not come
@@ -329,9 +336,10 @@ class Connection(asyncio.Protocol):
         self._read_by = self._loop.time() + self._limits.linger_s
 
     def _log(self, scope: Scope, status: int) -> None:
+        """Without the query: no route reads one, and some clients put keys there."""
         host, port = self._client or ("-", 0)
-        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        logger.info('%s:%d "%s %s" %d', host, port, scope["method"], target.decode("ascii", "replace"), status)  # type: ignore[typeddict-item]
+        path = scope["raw_path"][:_LOGGED_PATH_BYTES].decode("ascii", "replace")
+        logger.info('%s:%d "%s %s" %d', host, port, scope["method"], path, status)  # type: ignore[typeddict-item]
 
 
 class _Refused(Exception):

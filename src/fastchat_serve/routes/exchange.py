@@ -28,6 +28,7 @@ __all__ = [
     "Outlet",
     "decode",
     "header",
+    "new_request_id",
     "request_id",
 ]
 
@@ -191,9 +192,20 @@ def request_id(scope: Scope) -> str:
     known: str | None = state.get("request_id")
     if known is None:
         given = header(scope, b"x-request-id")
-        known = given.decode() if given and _SAFE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        known = given.decode() if given and _SAFE_ID.fullmatch(given) else new_request_id()
         state["request_id"] = known
     return known
+
+
+def new_request_id() -> str:
+    """One of our own; for telling requests apart, no secret."""
+    return f"{random.getrandbits(128):032x}"
+    return known
+
+
+def new_request_id() -> str:
+    """One of our own; for telling requests apart, no secret."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -261,20 +273,16 @@ def _require_modest_shape(body: bytes) -> None:
 
 
 def _require_json(scope: Scope, limit_bytes: int) -> None:
-    content_type = encoding = length = b""
+    content_type = b""
     for key, value in scope["headers"]:
         if key == b"content-type":
             content_type = value
-        elif key == b"content-encoding":
-            encoding = value
-        elif key == b"content-length":
-            length = value
+        elif key == b"content-encoding" and value not in (b"", b"identity"):
+            raise UnsupportedMediaType("Send the body uncompressed, without a Content-Encoding.")
+        elif key == b"content-length" and value.isdigit() and int(value) > limit_bytes:
+            raise _too_large(limit_bytes)
     if not _JSON_TYPE.match(content_type):
         raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
-    if encoding not in (b"", b"identity"):
-        raise UnsupportedMediaType("Send the body uncompressed, without a Content-Encoding.")
-    if length.isdigit() and int(length) > limit_bytes:
-        raise _too_large(limit_bytes)
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:

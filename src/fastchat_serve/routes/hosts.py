@@ -6,6 +6,7 @@ its own (DNS rebinding). The browser still sends the foreign name in ``Host``, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,8 @@ from fastchat_serve.routes.auth import Guard
 from fastchat_serve.routes.exchange import header
 
 __all__ = ["require_host"]
+
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]++)\]|([^:\[\]]++))(?::[0-9]{0,5})?")
 
 
 def require_host(allowed: Iterable[str]) -> Guard:
@@ -31,7 +34,6 @@ def require_host(allowed: Iterable[str]) -> Guard:
 
 
 def _name(host: bytes) -> bytes:
-    """A Host header without its port; an IPv6 address without its brackets."""
-    if host.startswith(b"["):
-        return host[1:].partition(b"]")[0]
-    return host.partition(b":")[0].lower()
+    """A Host header without its port; an IPv6 address without its brackets. Empty if it is no such thing."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found is not None else b""
