@@ -26,11 +26,12 @@ from fastchat_serve.hookspecs import EngineSetup, Progress
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
-from fastchat_serve.routes.auth import Keys, require_key
+from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.cluster import cluster_handlers
+from fastchat_serve.routes.door import Door
 from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
 from fastchat_serve.routes.health import health_handlers
-from fastchat_serve.routes.hosts import require_host
+from fastchat_serve.routes.hosts import Hosts
 from fastchat_serve.routes.metrics import Metrics
 from fastchat_serve.routes.openai.chat import chat_route
 from fastchat_serve.routes.openai.completions import completions_route
@@ -60,6 +61,8 @@ class Application:
 
     Attributes:
         asgi: The Litestar app. Its lifespan opens and closes the workers.
+        hot: Those of its routes that our own server can call directly, by path.
+        door: Lets requests in; the app's guard.
 
     Raises:
         StartupError: The config names what is not there, or asks for what is not built yet.
@@ -74,7 +77,18 @@ class Application:
         report = progress or LogProgress()
         self.workers = [self._worker(index, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
-        self.asgi = self._litestar()
+        self.metrics = Metrics(self.registry)
+        service = Service(
+            dispatcher=self.dispatcher,
+            metrics=self.metrics,
+            limits=config.limits,
+            max_body_bytes=config.server.max_body_bytes,
+            tool_parsers=self._plugins.tool_parsers,
+        )
+        cors = _cors(config.server.cors_origins)
+        self.door = Door(_keys(config), _hosts(config), cors)
+        self.hot = {route.path.encode(): route for route in (chat_route(service), completions_route(service))}
+        self.asgi = self._litestar(service, cors)
 
     async def drain(self, grace_s: float) -> bool:
         """Take no new work; return when all accepted work is done, or cut off at `grace_s`.
@@ -136,36 +150,24 @@ class Application:
             raise self.config.error(("controller", "policy"), f"there is no policy {name!r}; known are: {known}")
         return policy
 
-    def _litestar(self) -> Litestar:
-        server, api = self.config.server, self.config.api
-        metrics = Metrics(self.registry)
-        service = Service(
-            dispatcher=self.dispatcher,
-            metrics=metrics,
-            limits=self.config.limits,
-            max_body_bytes=server.max_body_bytes,
-            tool_parsers=self._plugins.tool_parsers,
-        )
-        keys = Keys(key.reveal() for key in (api.keys if api is not None else ()))
-        hosts = _allowed_hosts(self.config)
+    def _litestar(self, service: Service, cors: CORSConfig | None) -> Litestar:
         return _Litestar(
             route_handlers=[
-                chat_route(service),
-                completions_route(service),
+                *(route.handler() for route in self.hot.values()),
                 embeddings_route(service),
                 *model_handlers(self.registry),
                 *cluster_handlers(self.registry),
                 *health_handlers(self.registry),
-                metrics.handler(),
+                self.metrics.handler(),
                 schema_handler(),
             ],
-            guards=[*([require_host(hosts)] if hosts else []), require_key(keys)],
+            guards=[self.door.guard],
             exception_handlers=dict(EXCEPTION_HANDLERS),
             response_class=IdentifiedResponse,
-            cors_config=_cors(server.cors_origins),
+            cors_config=cors,
             openapi_config=None,
             lifespan=[self._running],
-            request_max_body_size=server.max_body_bytes,
+            request_max_body_size=service.max_body_bytes,
             logging_config=None,
         )
 
@@ -229,12 +231,16 @@ def _require_one_process(config: Config) -> None:
         )
 
 
-def _allowed_hosts(config: Config) -> tuple[str, ...]:
-    """Names to answer to; none means all. Beyond loopback keys guard the door, and names are not known."""
+def _keys(config: Config) -> Keys:
+    return Keys(key.reveal() for key in (config.api.keys if config.api is not None else ()))
+
+
+def _hosts(config: Config) -> Hosts | None:
+    """Names to answer to; None: all. Beyond loopback keys guard the door, and names are not known."""
     server = config.server
     if "*" in server.allowed_hosts or (not server.allowed_hosts and not is_loopback(server.host)):
-        return ()
-    return server.allowed_hosts or ("localhost", "127.0.0.1", "::1", server.host)
+        return None
+    return Hosts(server.allowed_hosts or ("localhost", "127.0.0.1", "::1", server.host))
 
 
 def _cors(origins: tuple[str, ...]) -> CORSConfig | None:

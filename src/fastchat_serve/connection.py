@@ -16,19 +16,22 @@ import logging
 import math
 import urllib.parse
 from collections import deque
+from collections.abc import Coroutine, Mapping
 from typing import Any, cast
 
 import httptools
 import uvicorn
-from litestar.types import ASGIApp, Scope
+from litestar.types import ASGIApp, HTTPScope
 from msgspec import Struct
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from fastchat_serve.cycle import Cycle
+from fastchat_serve.cycle import AppCycle, Cycle, Head, HotCycle
 from fastchat_serve.errors import InvalidRequest
+from fastchat_serve.routes.door import Door
 from fastchat_serve.routes.errors import error_body
-from fastchat_serve.routes.exchange import OUTLET, Header, new_request_id
+from fastchat_serve.routes.exchange import Header, new_request_id
+from fastchat_serve.routes.hot import End, HotRoute
 
 __all__ = ["Connection", "ConnectionLimits"]
 
@@ -57,7 +60,13 @@ class ConnectionLimits(Struct, frozen=True, kw_only=True):
 
 
 class Connection(asyncio.Protocol):
-    """For `uvicorn.Config`'s ``http``; uvicorn calls `shutdown`, and our server calls `check`."""
+    """For `uvicorn.Config`'s ``http``; uvicorn calls `shutdown`, and our server calls `check`.
+
+    Args:
+        limits: What it may cost.
+        hot: Hot routes by their path; all else goes to the application.
+        door: Lets requests in to hot routes.
+    """
 
     def __init__(
         self,
@@ -67,13 +76,17 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: ConnectionLimits,
+        hot: Mapping[bytes, HotRoute],
+        door: Door,
     ) -> None:
         self._app, self._access_log = cast(ASGIApp, config.loaded_app), config.access_log
+        self._hot, self._door = hot, door
+        self.client: tuple[str, int] | None = None
         self._state, self._loop, self._limits = server_state, _loop or asyncio.get_running_loop(), limits
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # from `connection_made`
         self.writing_paused = self._reading_paused = False
         self._read_by = self._send_by = math.inf  # loop time
-        self._cycles: deque[tuple[Cycle, Scope]] = deque()
+        self._cycles: deque[Cycle] = deque()
         """Requests whose replies are not complete; the first is being answered."""
         self._parser = _parser(self)
         self._in_head = self._in_body = False
@@ -89,12 +102,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes
         self.transport = transport
-        self._server, self._client = get_local_addr(transport), get_remote_addr(transport)
+        self._server, self.client = get_local_addr(transport), get_remote_addr(transport)
         self._read_by = self._loop.time() + self._limits.head_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
-        for cycle, _ in self._cycles:
+        for cycle in self._cycles:
             cycle.disconnect()
         self._cycles.clear()
         del self._parser  # it holds us
@@ -144,7 +157,7 @@ class Connection(asyncio.Protocol):
         self.writing_paused = False
         self._send_by = math.inf
         if self._cycles:
-            self._cycles[0][0].flush()
+            self._cycles[0].flush()
 
     def pause_reading(self) -> None:
         if not self._reading_paused:
@@ -160,6 +173,11 @@ class Connection(asyncio.Protocol):
 
     # -------------------------------------------------------------------------------------- the server
 
+    @property
+    def hot_requests(self) -> int:
+        """Requests under way that have no task."""
+        return sum(isinstance(cycle, HotCycle) for cycle in self._cycles)
+
     def check(self, now: float) -> None:
         """Give up a client that was too slow."""
         if now >= self._send_by or (now >= self._read_by and not self._reading_paused):
@@ -168,7 +186,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Finish what is under way, and close."""
         if self._cycles:
-            self._cycles[-1][0].keep_alive = False
+            self._cycles[-1].keep_alive = False
         else:
             self._close()
 
@@ -214,20 +232,18 @@ class Connection(asyncio.Protocol):
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise _Refused("A request needs one Host header.")  # RFC 9112, section 3.2
         self._read_by = self._loop.time() + self._limits.body_s
-        method = self._parser.get_method().decode("ascii")
-        scope = self._scope(method, version)
-        cycle = Cycle(
-            self,
-            method,
+        head = Head(
+            method=self._parser.get_method().decode("ascii"),
+            url=self._url,
+            headers=self._headers,
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             http_1_0=version == "1.0",
             expects_continue=bool(expects_continue),
         )
-        scope["extensions"] = {OUTLET: {OUTLET: cycle}}
-        self._incoming = cycle
-        self._cycles.append((cycle, scope))
+        self._incoming = self._cycle(head)
+        self._cycles.append(self._incoming)
         if len(self._cycles) == 1:
-            self._start()
+            self._open_first()
         else:
             self.pause_reading()
 
@@ -252,34 +268,46 @@ class Connection(asyncio.Protocol):
 
     # -------------------------------------------------------------------------------------- the replies
 
-    def _scope(self, method: str, version: str) -> Scope:
-        url = httptools.parse_url(self._url)
+    def _cycle(self, head: Head) -> Cycle:
+        """For the request whose head was just read."""
+        route = self._hot.get(head.url)
+        if route is not None and head.method == "POST":
+            return HotCycle(self, head, route, self._door)
+        return AppCycle(self, head, self._app, self._scope(head), self._spawn)
+
+    def _scope(self, head: Head) -> HTTPScope:
+        url = httptools.parse_url(head.url)
         path = url.path.decode("ascii")
         return cast(
-            Scope,
+            HTTPScope,
             {
                 "type": "http",
                 "asgi": {"version": "3.0", "spec_version": "2.3"},
-                "http_version": version,
-                "method": method,
+                "http_version": "1.0" if head.http_1_0 else "1.1",
+                "method": head.method,
                 "scheme": "http",
                 "path": urllib.parse.unquote(path) if "%" in path else path,
                 "raw_path": url.path,
                 "query_string": url.query or b"",
                 "root_path": "",
-                "headers": self._headers,
+                "headers": head.headers,
                 "server": self._server,
-                "client": self._client,
+                "client": self.client,
                 "state": {},
             },
         )
 
-    def _start(self) -> None:
-        """Have the first of the requests answered."""
-        cycle, scope = self._cycles[0]
-        task = self._loop.create_task(cycle.run(self._app, scope))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+
+    def call_soon(self, callback: End) -> None:
+        self._loop.call_soon(callback)
+
+    def _open_first(self) -> None:
+        """Not from within the parser, nor from within the reply before."""
+        self._loop.call_soon(self._cycles[0].open)
 
     @property
     def common_headers(self) -> list[Header]:
@@ -287,16 +315,16 @@ class Connection(asyncio.Protocol):
 
     def completed(self, cycle: Cycle) -> None:
         """The first reply is complete."""
-        _, scope = self._cycles.popleft()
+        self._cycles.popleft()
         self._state.total_requests += 1
         if self._access_log:
-            self._log(scope, cycle.status)
+            self._log(cycle)
         if cycle.more_body:
             self._hang_up()
         elif not cycle.keep_alive:
             self._close()
         elif self._cycles:
-            self._start()
+            self._open_first()
         elif self._refusal:
             self._hang_up()
         else:
@@ -335,11 +363,11 @@ class Connection(asyncio.Protocol):
         self.resume_reading()
         self._read_by = self._loop.time() + self._limits.linger_s
 
-    def _log(self, scope: Scope, status: int) -> None:
+    def _log(self, cycle: Cycle) -> None:
         """Without the query: no route reads one, and some clients put keys there."""
-        host, port = self._client or ("-", 0)
-        path = scope["raw_path"][:_LOGGED_PATH_BYTES].decode("ascii", "replace")
-        logger.info('%s:%d "%s %s" %d', host, port, scope["method"], path, status)  # type: ignore[typeddict-item]
+        host, port = self.client or ("-", 0)
+        path = cycle.head.url.partition(b"?")[0][:_LOGGED_PATH_BYTES].decode("ascii", "replace")
+        logger.info('%s:%d "%s %s" %d', host, port, cycle.head.method, path, cycle.status)
 
 
 class _Refused(Exception):

@@ -78,10 +78,13 @@ class HttpServer:
         self.application, self._bound = application, bound
         config = application.config.server
         self._drain_s = config.drain_s
+        connection = partial(
+            Connection, limits=limits or ConnectionLimits(), hot=application.hot, door=application.door
+        )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 application.asgi,
-                http=cast(type[asyncio.Protocol], partial(Connection, limits=limits or ConnectionLimits())),
+                http=cast(type[asyncio.Protocol], connection),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -110,7 +113,8 @@ class HttpServer:
     @property
     def open_requests(self) -> int:
         """Requests whose handling has not ended."""
-        return len(self._uvicorn.server_state.tasks)
+        state = self._uvicorn.server_state
+        return len(state.tasks) + sum(cast(Connection, each).hot_requests for each in state.connections)
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Load the engines, and serve until `drain` or `stop`.

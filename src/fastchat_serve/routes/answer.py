@@ -17,9 +17,10 @@ from fastchat_serve.engine import Chunk, FinishReason, GenerateRequest, Handle, 
 from fastchat_serve.errors import EngineError, InvalidRequest, ServeError
 from fastchat_serve.routes.errors import reply_error
 from fastchat_serve.routes.exchange import Exchange
+from fastchat_serve.routes.hot import End
 from fastchat_serve.routes.metrics import Observation
 
-__all__ = ["Answer", "Dialect", "Reply", "answer", "total_usage"]
+__all__ = ["Answer", "Dialect", "Reply", "begin_answer", "total_usage"]
 
 
 class Answer(Struct):
@@ -94,7 +95,7 @@ class Reply(ABC):
         return None if self._unfinished else self.dialect.total(self._usages)
 
     def complete(self, total: Usage) -> None:
-        """Everything is written."""
+        """Only the last bytes are still to be written."""
         self.done = True
         self.observation.finish(total)
 
@@ -105,17 +106,18 @@ class Reply(ABC):
         self.done = True
         shown = error if isinstance(error, ServeError) else EngineError("The engine failed.")
         self._abort()
+        self.observation.finish(None, shown)
         if self.exchange.started:
             self.write_error(shown)
         else:
             reply_error(self.exchange, shown)
-        self.observation.finish(None, shown)
 
     def close(self) -> None:
-        """Whatever still runs is not wanted any more."""
-        self._abort()
-        self.observation.finish(None, left=not self.done)
-        self.done = True
+        """The reply is complete, or nobody wants it any more."""
+        if not self.done:
+            self.done = True
+            self._abort()
+            self.observation.finish(None, left=True)
         self.handles.clear()  # they hold their sinks, and those hold us
         self.sinks.clear()
 
@@ -136,8 +138,8 @@ def total_usage(usages: Sequence[Usage], choices_per_prompt: int) -> Usage:
     )
 
 
-async def answer(dispatcher: Dispatcher, model: str, requests: Sequence[GenerateRequest], reply: Reply) -> None:
-    """Start all requests, and wait until the reply is complete or the client has gone.
+def begin_answer(dispatcher: Dispatcher, model: str, requests: Sequence[GenerateRequest], reply: Reply) -> End:
+    """Start all requests. Returns what gives up the reply if it is not complete.
 
     Raises:
         ServeError: What `Dispatcher.start` raises, or there are more requests than the model's workers could
@@ -148,9 +150,8 @@ async def answer(dispatcher: Dispatcher, model: str, requests: Sequence[Generate
             raise InvalidRequest(f"This makes {len(requests)} answers; {model!r} holds at most {capacity}.", param="n")
         for request, sink in zip(requests, reply.sinks, strict=True):
             reply.handles.append(dispatcher.start(model, request, sink))
-        await reply.exchange.finished()
     except ServeError as error:
         reply.observation.finish(None, error)
-        raise
-    finally:
         reply.close()
+        raise
+    return reply.close

@@ -1,32 +1,16 @@
-"""Who may call: API keys, compared in constant time, denied by default.
-
-`require_key` guards the whole application. A route is open only if it says so: ``opt={"public": True}``.
-"""
+"""API keys, compared in constant time. This is the only place that compares them."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable
-from types import MappingProxyType
-from typing import Any
-
-from litestar.connection import ASGIConnection
-from litestar.handlers.base import BaseRouteHandler
-from litestar.types import Scope
+from collections.abc import Iterable
 
 from fastchat_serve.errors import Unauthorized
-from fastchat_serve.routes.exchange import header
 
-__all__ = ["PUBLIC", "Guard", "Keys", "require_key", "tenant"]
-
-PUBLIC = MappingProxyType({"public": True})
-"""`opt` of a route that needs no key."""
+__all__ = ["Keys"]
 
 _HASHED = "sha256:"
-_TENANT = "tenant"
-
-Guard = Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], Awaitable[None]]
 
 
 class Keys:
@@ -55,31 +39,15 @@ class Keys:
         matches = [tenant for known, tenant in self._tenants.items() if hmac.compare_digest(digest, known)]
         return matches[0] if matches else None
 
-
-def require_key(keys: Keys) -> Guard:
-    """A Litestar guard, which also notes whose request it is. Without any keys the server is open."""
-
-    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        scope = connection.scope
-        if not keys or handler.opt.get("public"):
-            peer = scope["client"]
-            scope["state"][_TENANT] = f"peer:{peer[0]}" if peer else ""
-            return
-        scheme, _, key = header(scope, b"authorization").partition(b" ")
+    def require(self, authorization: bytes) -> str:
+        """The mark of whoever sent this ``Authorization`` header. Raises `Unauthorized`."""
+        scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not key:
             raise Unauthorized("Send your API key in the header 'Authorization: Bearer KEY'.")
-        known = keys.tenant(key.strip())
+        known = self.tenant(key.strip())
         if known is None:
             raise Unauthorized("This API key is not known here.")
-        scope["state"][_TENANT] = known
-
-    return guard
-
-
-def tenant(scope: Scope) -> str:
-    """Who sent a request that `require_key` let in: `GenerateRequest.tenant`."""
-    known: str = scope["state"][_TENANT]
-    return known
+        return known
 
 
 def _digest(key: bytes) -> bytes:

@@ -20,8 +20,8 @@ from fastchat_serve.errors import (
     ServeError,
     UnsupportedMediaType,
 )
-from fastchat_serve.routes.exchange import Exchange, Header, request_id
-from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.routes.exchange import Exchange, Header
+from fastchat_serve.routes.response import IdentifiedResponse, scope_id
 
 __all__ = ["EXCEPTION_HANDLERS", "UNEXPECTED", "error_body", "reply_error"]
 
@@ -85,7 +85,7 @@ def _http_error(request: _Request, error: HTTPException) -> IdentifiedResponse[b
 
 
 def _unexpected(request: _Request, error: Exception) -> IdentifiedResponse[bytes]:
-    logger.error("Request %s failed unexpectedly.", request_id(request.scope), exc_info=error)
+    logger.error("Request %s failed unexpectedly.", scope_id(request.scope), exc_info=error)
     return _render(request, UNEXPECTED)
 
 

@@ -1,28 +1,23 @@
-"""One HTTP request and its reply, at the level of ASGI: what the hot routes use of the server.
+"""One HTTP request and its reply: what the hot routes use of the server.
 
 The reply is written to an `Outlet`, from plain code: an engine's step calls a sink, the sink calls
-`Outlet.write`, and the bytes are with the socket. No task wakes for it. The request's own task
-meanwhile waits in `Exchange.finished`, which returns when the reply is complete or the client has gone.
+`Outlet.write`, and the bytes are with the socket. No task wakes for it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
-from collections.abc import Awaitable, Coroutine, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 import msgspec
-from litestar.types import Receive, Scope, Send
 
 from fastchat_serve.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
 __all__ = [
     "JSON_CONTENT",
     "MAX_BACKLOG_BYTES",
-    "OUTLET",
-    "AsgiOutlet",
     "Exchange",
     "Header",
     "Outlet",
@@ -30,10 +25,9 @@ __all__ = [
     "header",
     "new_request_id",
     "request_id",
+    "require_json",
+    "too_large",
 ]
-
-OUTLET = "fastchat_serve.outlet"
-"""Name of the ASGI extension by which our server offers the `Outlet` of a request, and of its one entry."""
 
 Header = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -56,17 +50,17 @@ _JSON_TYPE = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORE
 
 
 class Outlet(Protocol):
-    """Where the body of a reply is written, by plain calls from wherever a piece of it comes to be.
+    """Where a reply is written, by plain calls from wherever a piece of it comes to be.
 
-    `cycle.Cycle` is one, for our own server; `AsgiOutlet` does it through any server's ASGI `send`. Neither ever
-    waits: while the socket is behind, what is written piles up, and leaves as one piece.
+    `cycle.Cycle` is one, for our own server; `asgi.AsgiOutlet` does it through any server's ASGI `send`. Neither
+    ever waits: while the socket is behind, what is written piles up, and leaves as one piece.
     """
 
     backlog_bytes: int
     """What has piled up."""
 
-    def drive(self, sending: Awaitable[None]) -> None:
-        """Have ASGI's `send` of status and headers done, without a task."""
+    def begin(self, status: int, headers: Iterable[Header]) -> None:
+        """Set status and headers."""
 
     def write(self, body: bytes, *, last: bool = False) -> None:
         """Send a piece of the body."""
@@ -75,132 +69,46 @@ class Outlet(Protocol):
         """Forget what piled up."""
 
 
-class AsgiOutlet:
-    """An `Outlet` for servers other than ours. `send` is driven by hand: as a rule it finishes at once."""
-
-    __slots__ = ("_blocked", "_last", "_pending", "_send", "backlog_bytes")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._blocked = self._last = False
-        self._pending: list[bytes] = []
-        self.backlog_bytes = 0
-
-    def write(self, body: bytes, *, last: bool = False) -> None:
-        if self._blocked:
-            self._pending.append(body)
-            self.backlog_bytes += len(body)
-            self._last = self._last or last
-        else:
-            self.drive(self._send({"type": "http.response.body", "body": body, "more_body": not last}))
-
-    def drop_backlog(self) -> None:
-        self._pending.clear()
-        self.backlog_bytes = 0
-
-    def drive(self, sending: Awaitable[None]) -> None:
-        assert isinstance(sending, Coroutine)  # as in uvicorn; other awaitables would need wrapping
-        try:
-            waits_for = sending.send(None)
-        except StopIteration:
-            return
-        except OSError:  # how ASGI servers say that the client has gone; `Exchange.finished` hears of it too
-            return
-        self._blocked = True
-        if waits_for is None:
-            asyncio.get_running_loop().call_soon(self._resume, sending)
-        else:
-            waits_for._asyncio_future_blocking = False  # what a task does with the future it is handed
-            waits_for.add_done_callback(lambda _: self._resume(sending))
-
-    def _resume(self, sending: Coroutine[Any, Any, None]) -> None:
-        self._blocked = False
-        self.drive(sending)
-        if self._pending and not self._blocked:
-            body, last = b"".join(self._pending), self._last
-            self.drop_backlog()
-            self.write(body, last=last)
-
-
 class Exchange:
-    """One request: its id, its body, and the outlet for its reply."""
+    """One request that was let in, and its reply.
 
-    __slots__ = ("_receive", "_send", "id", "outlet", "scope", "started")
+    Args:
+        headers: The request's, names in lower case.
+        id_: What client and log call the request.
+        tenant: Who asks, see `GenerateRequest.tenant`.
+        more_headers: For the reply, beside its own.
+    """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
+    __slots__ = ("_more_headers", "headers", "id", "outlet", "started", "tenant")
+
+    def __init__(
+        self, headers: Iterable[Header], id_: str, tenant: str, outlet: Outlet, more_headers: Iterable[Header] = ()
+    ) -> None:
+        self.headers, self.id, self.tenant, self.outlet = headers, id_, tenant, outlet
+        self._more_headers = more_headers
         self.started = False
         """The reply has a status; an error can no longer be one."""
-        offered = (scope.get("extensions") or {}).get(OUTLET)
-        self.outlet: Outlet = AsgiOutlet(send) if offered is None else offered[OUTLET]  # type: ignore[assignment]
-        self.id = request_id(scope)
 
     @property
     def unique_id(self) -> str:
         """`id`, with something of ours added if the client chose it: engines tell requests apart by it."""
-        return f"{self.id}-{random.getrandbits(64):016x}" if header(self.scope, b"x-request-id") else self.id
-
-    async def body(self, limit_bytes: int) -> bytes:
-        """The whole body, which must be plain JSON.
-
-        Raises:
-            UnsupportedMediaType: It says that it is something else, or compressed.
-            PayloadTooLarge: It is longer than `limit_bytes`; found out while reading.
-            InvalidRequest: The client left in the middle.
-        """
-        _require_json(self.scope, limit_bytes)
-        message = await self._receive()
-        body: bytes = message.get("body", b"")  # type: ignore[assignment]
-        if message.get("more_body"):
-            parts, size = [body], len(body)
-            while message.get("more_body"):
-                message = await self._receive()
-                parts.append(message.get("body", b""))  # type: ignore[arg-type]
-                size += len(parts[-1])
-                if size > limit_bytes:
-                    raise _too_large(limit_bytes)
-            body = b"".join(parts)
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("The request was broken off.")
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
-        return body
-
-    async def finished(self) -> None:
-        """Return when the reply is complete, or the client has gone.
-
-        ASGI answers ``http.disconnect`` in either case (spec, "Disconnect - receive event").
-        """
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        return f"{self.id}-{random.getrandbits(64):016x}" if header(self.headers, b"x-request-id") else self.id
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
-        """Set status and headers of the reply. It goes through ASGI, so that middleware can add to them."""
+        """Set status and headers of the reply."""
         self.started = True
-        self.outlet.drive(self._send({"type": "http.response.start", "status": status, "headers": headers}))
+        self.outlet.begin(status, [*headers, (b"x-request-id", self.id.encode()), *self._more_headers])
 
     def reply_json(self, body: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
         """A whole reply at once."""
-        length = (b"content-length", str(len(body)).encode())
-        self.begin(status, [JSON_CONTENT, length, (b"x-request-id", self.id.encode()), *headers])
+        self.begin(status, [JSON_CONTENT, (b"content-length", str(len(body)).encode()), *headers])
         self.outlet.write(body, last=True)
 
 
-def request_id(scope: Scope) -> str:
-    """The client's ``x-request-id`` if it is harmless, else a new one; the same for all of a request."""
-    state: dict[str, Any] = scope.setdefault("state", {})
-    known: str | None = state.get("request_id")
-    if known is None:
-        given = header(scope, b"x-request-id")
-        known = given.decode() if given and _SAFE_ID.fullmatch(given) else new_request_id()
-        state["request_id"] = known
-    return known
-
-
-def new_request_id() -> str:
-    """One of our own; for telling requests apart, no secret."""
-    return f"{random.getrandbits(128):032x}"
-    return known
+def request_id(headers: Iterable[Header]) -> str:
+    """The client's ``x-request-id`` if it is harmless, else a new one."""
+    given = header(headers, b"x-request-id")
+    return given.decode() if given and _SAFE_ID.fullmatch(given) else new_request_id()
 
 
 def new_request_id() -> str:
@@ -208,9 +116,9 @@ def new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def header(scope: Scope, name: bytes) -> bytes:
+def header(headers: Iterable[Header], name: bytes) -> bytes:
     """The first header of this (lower-case) name; empty if there is none."""
-    for key, value in scope["headers"]:
+    for key, value in headers:
         if key == name:
             return value
     return b""
@@ -272,18 +180,24 @@ def _require_modest_shape(body: bytes) -> None:
             depth -= 1
 
 
-def _require_json(scope: Scope, limit_bytes: int) -> None:
+def require_json(headers: Iterable[Header], limit_bytes: int) -> None:
+    """What the head says of the body must be: JSON, in plain, of at most `limit_bytes`.
+
+    Raises:
+        UnsupportedMediaType, PayloadTooLarge: It is not.
+    """
     content_type = b""
-    for key, value in scope["headers"]:
+    for key, value in headers:
         if key == b"content-type":
             content_type = value
         elif key == b"content-encoding" and value not in (b"", b"identity"):
             raise UnsupportedMediaType("Send the body uncompressed, without a Content-Encoding.")
         elif key == b"content-length" and value.isdigit() and int(value) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
     if not _JSON_TYPE.match(content_type):
         raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
 
 
-def _too_large(limit_bytes: int) -> PayloadTooLarge:
+def too_large(limit_bytes: int) -> PayloadTooLarge:
+    """The error for a body over `limit_bytes`."""
     return PayloadTooLarge(f"The body is longer than {limit_bytes} bytes.")

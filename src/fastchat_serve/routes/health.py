@@ -7,7 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.routes.auth import PUBLIC
+from fastchat_serve.routes.door import PUBLIC
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
 

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
-
-from litestar.connection import ASGIConnection
-from litestar.handlers.base import BaseRouteHandler
 
 from fastchat_serve.errors import Forbidden
-from fastchat_serve.routes.auth import Guard
-from fastchat_serve.routes.exchange import header
 
-__all__ = ["require_host"]
+__all__ = ["Hosts"]
 
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]++)\]|([^:\[\]]++))(?::[0-9]{0,5})?")
 
 
-def require_host(allowed: Iterable[str]) -> Guard:
-    """A Litestar guard. Names are compared exactly, ports are not; forwarded hosts are not looked at."""
-    names = frozenset(name.lower().encode() for name in allowed)
+class Hosts:
+    """The names. They are compared exactly, ports are not; forwarded hosts are not looked at."""
 
-    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        if _name(header(connection.scope, b"host")) not in names:
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(name.lower().encode() for name in names)
+
+    def require(self, host: bytes) -> None:
+        """Raises `Forbidden` if the header `host` has none of the names."""
+        if _name(host) not in self._names:
             raise Forbidden("This server does not go by that host name. The config's allowed_hosts says which it does.")
-
-    return guard
 
 
 def _name(host: bytes) -> bytes:

@@ -1,44 +1,66 @@
-"""Hot routes: plain ASGI inside Litestar's router, guards and error handlers.
+"""Hot routes: what generation requests take, at a fraction of what an ordinary route costs.
 
-Litestar's machinery for ordinary handlers costs half of a small request, so routes on the data path
-read and write by themselves (`exchange.py`).
+Such a request needs no task: its handler begins the reply and returns, an engine's steps write it, and what the
+handler returned is called when the reply is complete or the client has gone. Our own server calls the handler
+itself once it has the body (`cycle.HotCycle`). Everywhere else, other servers' and unusual spellings of a path
+included, the same handler is driven through ASGI. It stands in Litestar's router, behind its guards and
+in its OpenAPI document either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-from litestar.connection import ASGIConnection
+from litestar import asgi
 from litestar.exceptions import MethodNotAllowedException
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
+from msgspec import Struct
 
 from fastchat_serve.errors import ServeError
+from fastchat_serve.routes.asgi import AsgiExchange
 from fastchat_serve.routes.errors import reply_error
 from fastchat_serve.routes.exchange import Exchange
 
-__all__ = ["hot_post"]
+__all__ = ["End", "HotRoute", "require_post"]
+
+End = Callable[[], None]
+"""Called once, when the reply is complete or the client has gone."""
 
 
-class _HotHandler(ASGIRouteHandler):
-    """Litestar gives each guard a copy of the handler, made for each request; here it is the handler itself."""
+class HotRoute(Struct, frozen=True, kw_only=True):
+    """A route that answers POST.
 
-    async def authorize_connection(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-        for guard in self.resolve_guards():
-            await guard(connection, self)  # type: ignore[misc]  # they were made awaitable
+    `begin` gets the whole body. It may raise `ServeError` as long as it has sent nothing.
+    """
+
+    path: str
+    limit_bytes: int
+    begin: Callable[[Exchange, bytes], End]
+    opt: dict[str, Any]
+
+    def handler(self) -> ASGIRouteHandler:
+        """For Litestar's router."""
+
+        @asgi(self.path, copy_scope=False, opt=self.opt)
+        async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+            require_post(scope)
+            exchange = AsgiExchange(scope, receive, send)
+            try:
+                end = self.begin(exchange, await exchange.body(self.limit_bytes))
+            except ServeError as error:
+                reply_error(exchange, error)
+                return
+            try:
+                await exchange.finished()
+            finally:
+                end()
+
+        return handler
 
 
-def hot_post(path: str, handle: Callable[[Exchange], Awaitable[None]], opt: dict[str, Any]) -> ASGIRouteHandler:
-    """A route that answers POST. `handle` may raise `ServeError` as long as nothing was sent."""
-
-    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":  # type: ignore[typeddict-item]
-            raise MethodNotAllowedException(headers={"allow": "POST"})
-        exchange = Exchange(scope, receive, send)
-        try:
-            await handle(exchange)
-        except ServeError as error:
-            reply_error(exchange, error)
-
-    return _HotHandler(path, copy_scope=False, opt=opt)(handler)
+def require_post(scope: Scope) -> None:
+    """Raises Litestar's error for any other method, which ASGI handlers have to see to by themselves."""
+    if scope["method"] != "POST":  # type: ignore[typeddict-item]
+        raise MethodNotAllowedException(headers={"allow": "POST"})

@@ -18,8 +18,9 @@ class PlainReply(Reply):
     def write(self, total: Usage) -> None:
         """All choices are here."""
         answers = [sink.answer for sink in self.sinks if isinstance(sink, _Collector)]
-        self.exchange.reply_json(self.dialect.body(answers, total))
+        body = self.dialect.body(answers, total)
         self.complete(total)
+        self.exchange.reply_json(body)
 
     def write_error(self, error: ServeError) -> None:
         """A plain reply begins and ends in one step, so there is nothing to mend."""

@@ -40,14 +40,16 @@ class EventReply(Reply):
     def sink(self, index: int) -> Sink:
         return _EventSink(self, index)
 
-    def write(self, body: bytes, *, last: bool = False) -> None:
-        """Send events; the first go out with the head."""
+    def open(self) -> None:
+        """The first events are about to be written."""
+        self.observation.first_token()
+        self.exchange.begin(200, _HEADERS)
+
+    def write(self, body: bytes) -> None:
+        """Send events, but not the last."""
         outlet = self.exchange.outlet
-        if not self.exchange.started:
-            self.observation.first_token()
-            self.exchange.begin(200, (*_HEADERS, (b"x-request-id", self.exchange.id.encode())))
-        outlet.write(body, last=last)
-        if outlet.backlog_bytes > MAX_BACKLOG_BYTES and not last:
+        outlet.write(body)
+        if outlet.backlog_bytes > MAX_BACKLOG_BYTES:
             outlet.drop_backlog()
             self.fail(DeadlineExceeded("The client did not read its stream.", code="slow_reader"))
 
@@ -79,10 +81,12 @@ class _EventSink:
         if body and not self._opened:
             self._opened = True
             body = reply.dialect.opening(self._index) + body
+        if body and not reply.exchange.started:
+            reply.open()
         total = None if chunk.finish_reason is None else reply.finish_choice(self._index, chunk.usage)
         if total is not None:
-            reply.write(body + reply.dialect.closing(total), last=True)
             reply.complete(total)
+            reply.exchange.outlet.write(body + reply.dialect.closing(total), last=True)
         elif body:
             reply.write(body)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import msgspec
-from litestar.handlers import ASGIRouteHandler
 
 from fastchat_serve.engine import (
     Capability,
@@ -23,9 +22,9 @@ from fastchat_serve.engine import (
 from fastchat_serve.errors import InvalidRequest, Unsupported
 from fastchat_serve.hookspecs import ToolParserFactory
 from fastchat_serve.protocol import openai as wire
-from fastchat_serve.routes.answer import Answer, Reply, answer, total_usage
+from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
-from fastchat_serve.routes.hot import hot_post
+from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.logprobs import chat_logprobs
 from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
 from fastchat_serve.routes.openai.service import Service
@@ -40,12 +39,12 @@ _decoder = msgspec.json.Decoder(wire.ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-def chat_route(service: Service) -> ASGIRouteHandler:
+def chat_route(service: Service) -> HotRoute:
     """The route, bound to what it serves from."""
 
-    async def chat(exchange: Exchange) -> None:
-        request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        requests = generate_requests(request, service, f"chatcmpl-{exchange.unique_id}")
+    def begin(exchange: Exchange, body: bytes) -> End:
+        request = decode(_decoder, body)
+        requests = generate_requests(request, service, f"chatcmpl-{exchange.unique_id}", exchange.tenant)
         tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
         dialect = ChatDialect(
             requests[0].id,
@@ -58,7 +57,7 @@ def chat_route(service: Service) -> ASGIRouteHandler:
         reply_type: type[Reply] = EventReply if request.stream else PlainReply
         observation = service.metrics.begin("chat", request.model)
         reply = reply_type(exchange, dialect, observation, len(requests))
-        await answer(service.dispatcher, request.model, requests, reply)
+        return begin_answer(service.dispatcher, request.model, requests, reply)
 
     opt = documented(
         "Answer a conversation",
@@ -68,7 +67,7 @@ def chat_route(service: Service) -> ASGIRouteHandler:
         events=wire.ChatCompletionChunk,
         method="POST",
     )
-    return hot_post("/v1/chat/completions", chat, opt)
+    return HotRoute(path="/v1/chat/completions", limit_bytes=service.max_body_bytes, begin=begin, opt=opt)
 
 
 def include_usage(request: wire.Sampling) -> bool:
@@ -76,7 +75,9 @@ def include_usage(request: wire.Sampling) -> bool:
     return bool(request.stream_options and request.stream_options.include_usage)
 
 
-def generate_requests(request: wire.ChatCompletionRequest, service: Service, answer_id: str) -> list[GenerateRequest]:
+def generate_requests(
+    request: wire.ChatCompletionRequest, service: Service, answer_id: str, tenant: str
+) -> list[GenerateRequest]:
     """One request of the contract per choice. Raises `InvalidRequest` kinds."""
     limits = service.limits
     advised = service.dispatcher.able(request.model)[0].info.sampling  # an unknown model is the first thing to say
@@ -102,7 +103,10 @@ def generate_requests(request: wire.ChatCompletionRequest, service: Service, ans
         logprobs=alternatives if request.logprobs else None,
         constraint=constraint(request.response_format, request.structured_outputs),
         priority=request.priority or 0,
+        tenant=tenant,
     )
+    if (request.n or 1) == 1:
+        return [first]
     replace = msgspec.structs.replace
     return [first] + [
         replace(first, id=f"{answer_id}-{i}", sampling=replace(sampling, seed=choice_seed(sampling.seed, i)))

@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 
 import msgspec
-from litestar.handlers import ASGIRouteHandler
 
 from fastchat_serve.engine import Chunk, GenerateRequest, TextPrompt, TokenLogprob, TokenPrompt, Usage
 from fastchat_serve.errors import InvalidRequest, Unsupported
 from fastchat_serve.protocol import openai as wire
-from fastchat_serve.routes.answer import Answer, Reply, answer, total_usage
+from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
-from fastchat_serve.routes.hot import hot_post
+from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.chat import include_usage, wire_usage
 from fastchat_serve.routes.openai.logprobs import completion_logprobs
 from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
@@ -31,12 +30,12 @@ _decoder = msgspec.json.Decoder(wire.CompletionRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-def completions_route(service: Service) -> ASGIRouteHandler:
+def completions_route(service: Service) -> HotRoute:
     """The route, bound to what it serves from."""
 
-    async def completions(exchange: Exchange) -> None:
-        request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        requests = _generate_requests(request, service, f"cmpl-{exchange.unique_id}")
+    def begin(exchange: Exchange, body: bytes) -> End:
+        request = decode(_decoder, body)
+        requests = _generate_requests(request, service, f"cmpl-{exchange.unique_id}", exchange.tenant)
         dialect = CompletionDialect(
             requests[0].id,
             request.model,
@@ -48,7 +47,7 @@ def completions_route(service: Service) -> ASGIRouteHandler:
         reply_type: type[Reply] = EventReply if request.stream else PlainReply
         observation = service.metrics.begin("text_completion", request.model)
         reply = reply_type(exchange, dialect, observation, len(requests))
-        await answer(service.dispatcher, request.model, requests, reply)
+        return begin_answer(service.dispatcher, request.model, requests, reply)
 
     opt = documented(
         "Continue a text",
@@ -58,7 +57,7 @@ def completions_route(service: Service) -> ASGIRouteHandler:
         events=wire.Completion,
         method="POST",
     )
-    return hot_post("/v1/completions", completions, opt)
+    return HotRoute(path="/v1/completions", limit_bytes=service.max_body_bytes, begin=begin, opt=opt)
 
 
 def prompts_of(
@@ -87,7 +86,9 @@ def _tokens(ids: tuple[int, ...], param: str) -> TokenPrompt:
     return TokenPrompt(ids)
 
 
-def _generate_requests(request: wire.CompletionRequest, service: Service, answer_id: str) -> list[GenerateRequest]:
+def _generate_requests(
+    request: wire.CompletionRequest, service: Service, answer_id: str, tenant: str
+) -> list[GenerateRequest]:
     """One request of the contract per choice, prompt by prompt. Raises `InvalidRequest` kinds."""
     limits, n = service.limits, request.n or 1
     advised = service.dispatcher.able(request.model)[0].info.sampling
@@ -113,6 +114,7 @@ def _generate_requests(request: wire.CompletionRequest, service: Service, answer
             echo=bool(request.echo),
             constraint=constraint(None, request.structured_outputs),
             priority=request.priority or 0,
+            tenant=tenant,
         )
         for number in range(len(prompts) * n)
     ]

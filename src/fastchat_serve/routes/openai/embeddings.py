@@ -8,13 +8,16 @@ from array import array
 
 import anyio
 import msgspec
+from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
+from litestar.types import Receive, Scope, Send
 
 from fastchat_serve.engine import Embeddings, EmbedRequest, Usage
 from fastchat_serve.errors import InvalidRequest, ServeError, Unsupported
 from fastchat_serve.protocol import openai as wire
-from fastchat_serve.routes.exchange import Exchange, decode
-from fastchat_serve.routes.hot import hot_post
+from fastchat_serve.routes.asgi import AsgiExchange
+from fastchat_serve.routes.exchange import decode
+from fastchat_serve.routes.hot import require_post
 from fastchat_serve.routes.openai.completions import prompts_of
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
@@ -28,11 +31,21 @@ _encode = msgspec.json.Encoder().encode
 def embeddings_route(service: Service) -> ASGIRouteHandler:
     """The route, bound to what it serves from."""
 
-    async def embeddings(exchange: Exchange) -> None:
+    opt = documented("Embed texts", "embeddings", wire.EmbeddingList, request=wire.EmbeddingRequest, method="POST")
+
+    @asgi("/v1/embeddings", copy_scope=False, opt=opt)
+    async def embeddings(scope: Scope, receive: Receive, send: Send) -> None:
+        require_post(scope)
+        exchange = AsgiExchange(scope, receive, send)
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
         service.dispatcher.able(request.model)
         prompts = prompts_of(request.input, service.limits.max_prompts, "input")
-        wanted = EmbedRequest(id=f"embd-{exchange.unique_id}", inputs=tuple(prompts), truncate=bool(request.truncate))
+        wanted = EmbedRequest(
+            id=f"embd-{exchange.unique_id}",
+            inputs=tuple(prompts),
+            truncate=bool(request.truncate),
+            tenant=exchange.tenant,
+        )
         observation = service.metrics.begin("embeddings", request.model)
         failed: ServeError | None = None
         async with anyio.create_task_group() as tasks:
@@ -54,8 +67,7 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
         if failed is not None:
             raise failed
 
-    opt = documented("Embed texts", "embeddings", wire.EmbeddingList, request=wire.EmbeddingRequest, method="POST")
-    return hot_post("/v1/embeddings", embeddings, opt)
+    return embeddings
 
 
 def _body(request: wire.EmbeddingRequest, found: Embeddings) -> bytes:
