@@ -39,6 +39,7 @@ from fastchat_serve.routes.openai.models import model_handlers
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.watchdog import Watchdog
 from fastchat_serve.worker.local import LocalWorker
 
 __all__ = ["Application", "create_app"]
@@ -74,6 +75,8 @@ class Application:
         report = progress or LogProgress()
         self.workers = [self._worker(index, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
+        self.watchdog = Watchdog()
+        self.metrics = Metrics(self.registry, self.watchdog)
         self.asgi = self._litestar()
 
     async def drain(self, grace_s: float) -> bool:
@@ -126,6 +129,7 @@ class Application:
             speed=worker.speed,
             timeouts=worker.timeouts,
             tool_parser=worker.tool_parser,
+            remake=lambda: backend.factory(setup),
         )
 
     def _policy(self) -> Policy:
@@ -138,10 +142,9 @@ class Application:
 
     def _litestar(self) -> Litestar:
         server, api = self.config.server, self.config.api
-        metrics = Metrics(self.registry)
         service = Service(
             dispatcher=self.dispatcher,
-            metrics=metrics,
+            metrics=self.metrics,
             limits=self.config.limits,
             max_body_bytes=server.max_body_bytes,
             tool_parsers=self._plugins.tool_parsers,
@@ -155,8 +158,8 @@ class Application:
                 embeddings_route(service),
                 *model_handlers(self.registry),
                 *cluster_handlers(self.registry),
-                *health_handlers(self.registry),
-                metrics.handler(),
+                *health_handlers(self.registry, self.watchdog),
+                self.metrics.handler(),
                 schema_handler(),
             ],
             guards=[*([require_host(hosts)] if hosts else []), require_key(keys)],
@@ -176,7 +179,11 @@ class Application:
                 for index, worker in enumerate(self.workers):
                     self.registry.add(worker)
                     loading.start_soon(tasks.start, partial(self._keep, index))
-            yield
+            await tasks.start(self.watchdog.run)
+            try:
+                yield
+            finally:
+                self.watchdog.stop()
             self.expel()
             for worker in self.workers:
                 worker.stop()
