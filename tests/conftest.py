@@ -14,6 +14,7 @@ from fastchat_serve.configfile.load import load_config
 from fastchat_serve.connection import ConnectionLimits
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.server import HttpServer, bind
+from fastchat_serve.worker import restarts
 
 Serving = Callable[..., AbstractAsyncContextManager[HttpServer]]
 
@@ -54,6 +55,12 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
                 server.stop()
 
     return serving
+
+
+@pytest.fixture
+def no_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose engine breaks stays failed."""
+    monkeypatch.setattr(restarts, "MOST", 0)
 
 
 ECHO = """

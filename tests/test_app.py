@@ -190,6 +190,7 @@ def plugins(breaking):
     return plugins
 
 
+@pytest.mark.usefixtures("no_restarts")
 @in_loop
 async def test_a_worker_that_breaks_takes_down_its_own_requests_only(serving, plugins, breaking):
     """G13: its streams end with an error, the process and the other worker go on."""

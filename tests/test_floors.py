@@ -16,9 +16,20 @@ SOURCES = ROOT / "src" / "fastchat_serve"
 FLOORS = {
     "words": {"engine", "errors", "config", "configfile", "protocol", "policy"},
     "plugins": {"__init__", "hookspecs", "plugins", "push", "text", "engines"},
-    "roles": {"worker", "controller"},
+    "roles": {"worker", "controller", "watchdog"},
     "HTTP": {"routes"},
-    "assembly": {"app", "progress", "server", "connection", "cycle", "cli", "__main__", "commands"},
+    "assembly": {
+        "app",
+        "progress",
+        "server",
+        "connection",
+        "cycle",
+        "logs",
+        "descriptors",
+        "cli",
+        "__main__",
+        "commands",
+    },
 }
 HTTP_LIBRARIES = {"litestar", "uvicorn", "starlette", "httptools"}
 NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request", "http.client"}

@@ -40,6 +40,7 @@ from fastchat_serve.routes.openai.models import model_handlers
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.watchdog import Watchdog
 from fastchat_serve.worker.local import LocalWorker
 
 __all__ = ["Application", "create_app"]
@@ -77,7 +78,8 @@ class Application:
         report = progress or LogProgress()
         self.workers = [self._worker(index, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
-        self.metrics = Metrics(self.registry)
+        self.watchdog = Watchdog()
+        self.metrics = Metrics(self.registry, self.watchdog)
         service = Service(
             dispatcher=self.dispatcher,
             metrics=self.metrics,
@@ -140,6 +142,7 @@ class Application:
             speed=worker.speed,
             timeouts=worker.timeouts,
             tool_parser=worker.tool_parser,
+            remake=lambda: backend.factory(setup),
         )
 
     def _policy(self) -> Policy:
@@ -157,7 +160,7 @@ class Application:
                 embeddings_route(service),
                 *model_handlers(self.registry),
                 *cluster_handlers(self.registry),
-                *health_handlers(self.registry),
+                *health_handlers(self.registry, self.watchdog),
                 self.metrics.handler(),
                 schema_handler(),
             ],
@@ -178,7 +181,11 @@ class Application:
                 for index, worker in enumerate(self.workers):
                     self.registry.add(worker)
                     loading.start_soon(tasks.start, partial(self._keep, index))
-            yield
+            await tasks.start(self.watchdog.run)
+            try:
+                yield
+            finally:
+                self.watchdog.stop()
             self.expel()
             for worker in self.workers:
                 worker.stop()

@@ -25,7 +25,7 @@ from fastchat_serve.hookspecs import GROUP, EngineFactory, NoOptions, ToolParser
 from fastchat_serve.policy import Policy
 from fastchat_serve.text.tools import TOOL_PARSERS
 
-__all__ = ["ACCEPTED_CONTRACTS", "Backend", "PluginReport", "Plugins", "inspect", "installed"]
+__all__ = ["ACCEPTED_CONTRACTS", "Backend", "PluginReport", "Plugins", "inspect", "installed", "origin_of"]
 
 ACCEPTED_CONTRACTS = range(1, CONTRACT + 1)
 """The contract numbers that this server can drive."""
@@ -58,7 +58,7 @@ class PluginReport(Struct, frozen=True):
 def installed() -> dict[str, tuple[EntryPoint, ...]]:
     """All entry points of the group by name, none imported. Of two with one name, nobody can say which is meant."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for point in sorted(entry_points(group=GROUP), key=_origin):
+    for point in sorted(entry_points(group=GROUP), key=origin_of):
         found[point.name] = (*found.get(point.name, ()), point)
     return found
 
@@ -92,7 +92,7 @@ class Plugins:
             if not points:
                 raise PluginError(f"No plugin is called {name!r}.{_nearest(name, self._available)}")
             if len(points) > 1:
-                origins = " and ".join(map(_origin, points))
+                origins = " and ".join(map(origin_of, points))
                 raise PluginError(f"Two plugins are called {name!r}: {origins}. Uninstall one of them.")
             try:
                 self._register(points[0])
@@ -106,7 +106,7 @@ class Plugins:
         if name not in self.backends:
             self.load([name])
         if name not in self.backends:
-            origin = _origin(self._available[name][0])
+            origin = origin_of(self._available[name][0])
             raise PluginError(f"Plugin {name!r} of {origin} offers no engine called {name!r}.")
         return self.backends[name]
 
@@ -127,7 +127,7 @@ class Plugins:
             self.load([owner])
 
     def _register(self, point: EntryPoint) -> None:
-        origin = _origin(point)
+        origin = origin_of(point)
         plugin = _attempt(f"Plugin {point.name!r} of {origin} could not be loaded", point.load)
         _attempt(
             f"Plugin {point.name!r} of {origin} does not fit", lambda: self._manager.register(plugin, name=point.name)
@@ -218,7 +218,8 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist is not None else (point.value, "")
 
 
-def _origin(point: EntryPoint) -> str:
+def origin_of(point: EntryPoint) -> str:
+    """The distribution and version that an entry point comes from."""
     return " ".join(part for part in _distribution(point) if part)
 
 

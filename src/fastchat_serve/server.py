@@ -2,7 +2,8 @@
 
 The socket is bound before any engine is loaded, so that a port in use costs no waiting. The first
 SIGTERM or SIGINT drains: no new work, accepted work finishes within ``[server] drain_s``. The second
-ends at once, still with an error to every client.
+ends at once, still with an error to every client. The third kills: an engine that cannot be closed
+must not keep the process.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import uvicorn
@@ -25,6 +25,7 @@ from anyio.abc import TaskStatus
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
 from fastchat_serve.connection import Connection, ConnectionLimits
+from fastchat_serve.descriptors import most_connections, raise_limit
 from fastchat_serve.errors import StartupError
 
 __all__ = ["HttpServer", "bind", "serve"]
@@ -78,13 +79,11 @@ class HttpServer:
         self.application, self._bound = application, bound
         config = application.config.server
         self._drain_s = config.drain_s
-        connection = partial(
-            Connection, limits=limits or ConnectionLimits(), hot=application.hot, door=application.door
-        )
+        self._limits = limits or ConnectionLimits()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 application.asgi,
-                http=cast(type[asyncio.Protocol], connection),
+                http=cast(type[asyncio.Protocol], self._connection),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -92,8 +91,14 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,  # peers are who the socket says they are
                 backlog=BACKLOG,
-            )
+            ),
+            bound,
         )
+
+    def _connection(self, **made_by_uvicorn: Any) -> Connection:
+        self._uvicorn.count_arrival()
+        application = self.application
+        return Connection(**made_by_uvicorn, limits=self._limits, hot=application.hot, door=application.door)
 
     @property
     def url(self) -> str:
@@ -153,6 +158,7 @@ async def serve(application: Application, bound: socket.socket, on_ready: Callab
     Raises:
         StartupError: An engine could not be loaded.
     """
+    raise_limit()
     server = HttpServer(application, bound)
     async with anyio.create_task_group() as listening:
         await listening.start(_obey_signals, server, listening.cancel_scope)
@@ -165,46 +171,78 @@ async def serve(application: Application, bound: socket.socket, on_ready: Callab
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, with signals left to us."""
+    """uvicorn's server, with signals left to us, and no more connections than there are descriptors for.
+
+    Whoever comes when there is no room waits in the kernel's queue until there is: to accept and fail would hurt
+    those that are served already, and to accept and close would be a lie about the load.
+    """
 
     on_started: Callable[[], None]
+
+    def __init__(self, config: uvicorn.Config, bound: socket.socket) -> None:
+        super().__init__(config)
+        self._bound = bound
+        self._most_connections = most_connections()
+        self._arrivals = 0  # since the newest tick: the protocols of some are not known as connections yet
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().startup(sockets)
-        except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
-            raise _cannot_listen("the port that was free before loading", error) from error
+        await self._accept()
         self.on_started()
 
     async def on_tick(self, counter: int) -> bool:
+        self._arrivals = 0
+        if not self.servers and len(self.server_state.connections) < self._most_connections:
+            await self._accept()
         if counter % CHECK_EVERY_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
                 cast(Connection, connection).check(now)
         return await super().on_tick(counter)
 
+    def count_arrival(self) -> None:
+        """Stop to accept if this connection takes the last of the room."""
+        self._arrivals += 1
+        if len(self.server_state.connections) + self._arrivals >= self._most_connections and self.servers:
+            logger.warning("No descriptors are left for more connections: newcomers wait.")
+            for server in self.servers:
+                server.close()
+            self.servers = []
+
+    async def _accept(self) -> None:
+        """Listen on a copy of the socket: closing that is how to stop, and the original keeps the kernel's queue."""
+        try:
+            await super().startup([self._bound.dup()])
+        except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
+            raise _cannot_listen("the port that was free before loading", error) from error
+
 
 async def _obey_signals(
     server: HttpServer, everything: anyio.CancelScope, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
 ) -> None:
-    draining_since: float | None = None
+    heard_at: list[float] = []
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async with anyio.create_task_group() as tasks:
             async for number in signals:
-                name = signal.Signals(number).name
+                name, now = signal.Signals(number).name, anyio.current_time()
                 if not server.started:
                     logger.info("%s while loading: giving up.", name)
                     everything.cancel()
-                elif draining_since is None:
-                    draining_since = anyio.current_time()
+                    continue
+                if heard_at and now - heard_at[-1] < SAME_SIGNAL_S:
+                    continue
+                heard_at.append(now)
+                if len(heard_at) == 1:
                     server.application.refuse()  # at once, before anything else is read from a socket
                     logger.info("%s: finishing accepted work. Once more to stop at once.", name)
                     tasks.start_soon(server.drain)
-                elif anyio.current_time() - draining_since >= SAME_SIGNAL_S:
+                elif len(heard_at) == 2:
                     logger.warning("%s again: stopping now.", name)
                     server.stop()
+                else:
+                    signal.signal(number, signal.SIG_DFL)
+                    signal.raise_signal(number)

@@ -1,41 +1,107 @@
-"""``python -m tests.bench [WHAT …] [--json FILE]``: measure, print a table, and keep the figures as JSON."""
+"""Measure, print a table for each subject and the verdicts of all, and keep the figures as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
+import inspect
+import os
+import platform
+import signal
+import sys
+import time
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
-from rich.table import Table
 
-SUBJECTS = ("disconnects", "streams", "hf")
+import fastchat_serve
+from tests.bench.report import Plan, Report
+from tests.bench.tables import show_report, show_summary
+
+SUBJECTS = {
+    "gateway": "a request and a token on the whole path, beside other servers (needs the harness)",
+    "streams": "the same beside a bare ASGI app",
+    "disconnects": "how soon a slot is free after its client left",
+    "startup": "time, CPU and memory to the first 200",
+    "overload": "goodput and refusals far beyond capacity",
+    "hf": "tokens per second of the HF engine",
+}
+HARNESS = Path("../shared/bench")
+FIGURES = Path(".nox/bench.json")
+"""Where git does not look."""
+FILE_WIDTH = 120
+"""Characters of a line that goes to no terminal."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(SUBJECTS)} (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    args = parser.parse_args()
-    unknown = set(args.what) - set(SUBJECTS)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    console = Console()
-    figures: dict[str, list[dict[str, object]]] = {}
+def main() -> int:
+    """The exit status: 1 if a subject could not be measured to its end. A bar that is missed is no failure."""
+    args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is stopped, too
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    subjects: dict[str, Report] = {}
+    failed = False
     for subject in args.what or SUBJECTS:
-        with console.status(f"measuring {subject}"):
-            rows = importlib.import_module(f"tests.bench.{subject}").measure()
-        figures[subject] = rows
-        table = Table(title=subject)
-        for column in rows[0]:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-        console.print(table)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+        try:
+            subjects[subject] = _measure(subject, args, console)
+        except Exception:  # one subject's failure must not cost the hour that the others take
+            failed = True
+            console.print_exception()
+            subjects[subject] = Report(tables={}, notes=["Failed: see above."])
+        show_report(console, subject, subjects[subject])
+        _write(args.json, subjects)
+    show_summary(console, {subject: report.verdicts for subject, report in subjects.items()})
+    console.print(f"Figures: {args.json}")
+    return int(failed)
+
+
+def _arguments() -> argparse.Namespace:
+    about = "\n".join(f"  {subject:12} {what}" for subject, what in SUBJECTS.items())
+    parser = argparse.ArgumentParser(
+        prog="nox -s bench --",
+        description=f"{__doc__}\n\nsubjects:\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="*", metavar="SUBJECT", help="what to measure (default: everything)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measure all this often (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+    parser.add_argument("--json", type=Path, default=FIGURES, metavar="FILE", help=f"the figures (default: {FIGURES})")
+    parser.add_argument("--harness", type=Path, default=HARNESS, metavar="FOLDER", help=f"default: {HARNESS}")
+    parser.add_argument(
+        "--vllm", action="store_true", help="measure vLLM beside the HF engine; nox builds its environment"
+    )
+    args = parser.parse_args()
+    if unknown := set(args.what) - SUBJECTS.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return args
+
+
+def _measure(subject: str, args: argparse.Namespace, console: Console) -> Report:
+    began = time.monotonic()
+    with console.status(subject) as status:
+
+        def progress(what: str) -> None:
+            line = f"{subject}, {time.monotonic() - began:.0f} s: {what}"
+            status.update(line)
+            if not console.is_terminal:
+                console.print(line)
+
+        plan = Plan(rounds=1 if args.quick else args.rounds, quick=args.quick, harness=args.harness, progress=progress)
+        measure = importlib.import_module(f"tests.bench.{subject}").measure
+        if not inspect.signature(measure).parameters:  # TODO remove with the last subject that has no plan
+            return Report(tables={subject: measure()})
+        report: Report = measure(plan)
+        return report
+
+
+def _write(path: Path, subjects: dict[str, Report]) -> None:
+    """All figures so far."""
+    machine = {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()}
+    versions = {"python": platform.python_version(), "fastchat-serve": fastchat_serve.__version__}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"machine": machine, "versions": versions, "subjects": subjects}
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1))  # nan and infinity become null
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

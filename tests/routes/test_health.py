@@ -39,6 +39,7 @@ async def test_a_draining_server_is_alive_but_not_ready_and_takes_nothing(servin
     assert alive.status == 200
 
 
+@pytest.mark.usefixtures("no_restarts")
 async def test_a_failed_worker_shows_and_the_rest_serves(serving):
     """F15: not ready any more, with the reason where the operator looks."""
     toml = """

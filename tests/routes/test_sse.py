@@ -214,6 +214,7 @@ async def test_an_answer_that_takes_too_long_in_all_is_ended(serving):
         assert check_error_stream(stream.body, "total_timeout").startswith("one two")
 
 
+@pytest.mark.usefixtures("no_restarts")
 async def test_an_engine_that_ignores_an_abort_is_taken_out_and_its_slot_is_freed(serving):
     """F15, with an abort that hangs too: the worker is failed, said so, and the others serve."""
     limits = "[worker.timeouts]\nfirst_token_s = 0.2\n"

@@ -36,6 +36,7 @@ class Puppet:
         self.slots = Slots(slots, queue, lambda: self.now)
         self.timeouts = timeouts or Timeouts(queue_s=None, first_token_s=None, between_tokens_s=None)
         self.jobs: set[Job] = set()
+        self.breaches = 0
         self.started: list[str] = []
         self.aborted: list[str] = []
         self.outlets: dict[str, Sink] = {}
@@ -67,10 +68,14 @@ class Puppet:
             timeouts=self.timeouts,
             clock=lambda: self.now,
             let_go=self.jobs.discard,
+            breach=self.breach,
         )
         self.jobs.add(job)
         job.accept()
         return job, sink
+
+    def breach(self) -> None:
+        self.breaches += 1
 
     def engine(self, id: str = "request") -> Sink:
         return self.outlets[id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import anyio
@@ -25,8 +26,12 @@ def slots_of(count: int, queue_limit: int) -> Slots:
     return Slots(count, queue_limit, Clock())
 
 
-def take(slots: Slots, log: list[str], name: str, priority: int = 0) -> Ticket:
-    ticket = Ticket(lambda: log.append(name), priority)
+def never(reason: Overloaded) -> None:
+    raise AssertionError(f"nobody had to give way: {reason}")
+
+
+def take(slots: Slots, log: list[str], name: str, priority: int = 0, tenant: str = "") -> Ticket:
+    ticket = Ticket(lambda: log.append(name), lambda _: log.append(f"{name} gave way"), priority, tenant)
     slots.acquire(ticket)
     return ticket
 
@@ -102,7 +107,7 @@ def test_who_leaves_the_queue_is_never_served_and_makes_room() -> None:
 def test_giving_back_twice_or_after_a_refusal_changes_nothing() -> None:
     slots, log = slots_of(1, 0), list[str]()
     held = take(slots, log, "a")
-    refused = Ticket(lambda: log.append("refused"))
+    refused = Ticket(lambda: log.append("refused"), never)
     with pytest.raises(Overloaded):
         slots.acquire(refused)
 
@@ -115,7 +120,7 @@ def test_giving_back_twice_or_after_a_refusal_changes_nothing() -> None:
 
 def test_ten_thousand_that_give_their_slot_back_at_once_do_not_exhaust_the_stack() -> None:
     slots, served = slots_of(1, 10_000), list[int]()
-    first = Ticket(lambda: None)
+    first = Ticket(lambda: None, never)
     slots.acquire(first)
 
     def gives_back(number: int) -> Ticket:
@@ -123,7 +128,7 @@ def test_ten_thousand_that_give_their_slot_back_at_once_do_not_exhaust_the_stack
             served.append(number)
             slots.release(ticket)
 
-        ticket = Ticket(use)
+        ticket = Ticket(use, never)
         return ticket
 
     for number in range(10_000):
@@ -144,7 +149,7 @@ def test_who_takes_a_slot_from_within_a_grant_waits_its_turn() -> None:
         slots.release(second)
         take(slots, log, "nested")
 
-    second = Ticket(use)
+    second = Ticket(use, never)
     slots.acquire(second)
     take(slots, log, "third")
 
@@ -156,16 +161,62 @@ def test_who_takes_a_slot_from_within_a_grant_waits_its_turn() -> None:
 
 def test_a_long_queue_whose_members_leave_does_not_keep_them() -> None:
     slots = slots_of(1, 100_000)
-    slots.acquire(Ticket(lambda: None))
+    slots.acquire(Ticket(lambda: None, never))
     for _ in range(20):
-        tickets = [Ticket(lambda: None) for _ in range(100)]
+        tickets = [Ticket(lambda: None, never) for _ in range(100)]
         for ticket in tickets:
             slots.acquire(ticket)
         for ticket in tickets:
             slots.release(ticket)
 
     assert slots.waiting == 0
-    assert len(slots._queue) <= 16
+    assert not slots._queue
+
+
+def test_a_tenant_with_more_than_its_share_makes_room_in_a_full_queue() -> None:
+    slots, log = slots_of(1, 3), list[str]()
+    for name in ("a", "a1", "a2", "a3"):
+        take(slots, log, name, tenant="a")
+    take(slots, log, "b1", tenant="b")
+    with pytest.raises(Overloaded, match="3 requests wait"):
+        take(slots, log, "b2", tenant="b")
+    with pytest.raises(Overloaded):
+        take(slots, log, "a4", tenant="a")
+
+    assert log == ["a", "a3 gave way"]
+    assert (slots.running, slots.waiting) == (1, 3)
+
+
+def test_who_has_to_give_way_is_told_why_once_and_holds_nothing_any_more() -> None:
+    slots, reasons = slots_of(1, 2), list[Overloaded]()
+    tickets = [Ticket(lambda: None, reasons.append, tenant="a") for _ in range(3)]
+    for ticket in tickets:
+        slots.acquire(ticket)
+    newcomer = Ticket(lambda: None, never, tenant="b")
+    slots.acquire(newcomer)
+
+    (reason,) = reasons
+    assert (reason.status, reason.code) == (429, "queue_full")
+    assert reason.retry_after_s == 3
+    slots.release(tickets[2])
+    assert (slots.running, slots.waiting) == (1, 2)
+    slots.release(tickets[0])
+    assert (tickets[1].held, newcomer.held, slots.running, slots.waiting) == (True, True, 1, 1)
+
+
+def test_a_worker_that_never_gave_a_slot_back_yet_judges_by_how_long_they_are_held() -> None:
+    clock = Clock()
+    slots, log = Slots(2, 2, clock), list[str]()
+    held = [take(slots, log, name) for name in "ab"]
+    assert slots.expected_wait_s() == 1
+
+    clock.now += 100
+
+    assert slots.expected_wait_s() == 50
+    for ticket in held:
+        slots.release(ticket)
+    clock.now += 3600
+    assert slots.expected_wait_s() == 10, "what was learnt stays: a fifth of 100 s, for two slots"
 
 
 @pytest.mark.anyio
@@ -192,7 +243,7 @@ async def test_any_number_may_wait_until_nothing_runs_and_nothing_waits() -> Non
 
 
 class SlotsMachine(RuleBasedStateMachine):
-    """Against a model that sorts a plain list."""
+    """Counts, grants and refusals against a model that knows no order: `test_fair_queue.py` has that."""
 
     tickets = Bundle("tickets")
 
@@ -201,39 +252,58 @@ class SlotsMachine(RuleBasedStateMachine):
         self.count, self.limit = 2, 3
         self.slots = slots_of(self.count, self.limit)
         self.arrivals = 0
+        self.waiting: dict[int, tuple[int, str]] = {}
         self.running: set[int] = set()
-        self.queue: list[tuple[int, int]] = []
-        self.granted: set[int] = set()
+        self.gave_way: set[int] = set()
 
     def use(self, number: int) -> Callable[[], None]:
-        return lambda: self.granted.add(number)
+        def use() -> None:
+            priority, _ = self.waiting.pop(number)
+            assert all(priority <= other for other, _ in self.waiting.values()), "a more important one waits"
+            self.running.add(number)
 
-    def grant(self) -> None:
-        while self.queue and len(self.running) < self.count:
-            self.running.add(min(self.queue)[1])
-            self.queue.remove(min(self.queue))
+        return use
 
-    @rule(target=tickets, priority=st.integers(-2, 2))
-    def acquire(self, priority: int) -> tuple[int, Ticket]:
+    def give_way(self, number: int) -> Callable[[Overloaded], None]:
+        def give_way(reason: Overloaded) -> None:
+            assert reason.retry_after_s is not None
+            del self.waiting[number]
+            self.gave_way.add(number)
+
+        return give_way
+
+    @rule(target=tickets, priority=st.integers(-2, 2), tenant=st.sampled_from("abc"))
+    def acquire(self, priority: int, tenant: str) -> tuple[int, Ticket]:
         number = self.arrivals
         self.arrivals += 1
-        ticket = Ticket(self.use(number), priority)
-        if len(self.running) == self.count and len(self.queue) == self.limit:
-            with pytest.raises(Overloaded):
-                self.slots.acquire(ticket)
-        else:
+        ticket = Ticket(self.use(number), self.give_way(number), priority, tenant)
+        full = len(self.running) == self.count and len(self.waiting) == self.limit
+        assert self.slots.full == full
+        before = dict(self.waiting)
+        counts = Counter(other for _, other in before.values())
+        self.waiting[number] = (priority, tenant)
+        try:
             self.slots.acquire(ticket)
-            self.queue.append((priority, number))
-            self.grant()
+        except Overloaded:
+            del self.waiting[number]
+            assert full
+            assert not ticket.held
+        gone = before.keys() - self.waiting.keys() - self.running
+        assert gone <= self.gave_way
+        assert len(gone) <= full
+        for other in gone:
+            its_priority, its_tenant = before[other]
+            assert its_priority >= priority
+            assert counts[its_tenant] >= counts[tenant] + 2
+        if full and not gone:
+            assert number not in self.waiting
         return number, ticket
 
     def release(self, taken: tuple[int, Ticket]) -> None:
         number, ticket = taken
-        self.slots.release(ticket)
         self.running.discard(number)
-        self.granted.discard(number)
-        self.queue = [entry for entry in self.queue if entry[1] != number]
-        self.grant()
+        self.waiting.pop(number, None)
+        self.slots.release(ticket)
 
     @rule(taken=consumes(tickets))
     def release_for_good(self, taken: tuple[int, Ticket]) -> None:
@@ -245,8 +315,8 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_model(self) -> None:
-        assert self.granted == self.running
-        assert (self.slots.running, self.slots.waiting) == (len(self.running), len(self.queue))
+        assert (self.slots.running, self.slots.waiting) == (len(self.running), len(self.waiting))
+        assert len(self.running) == self.count or not self.waiting, "a slot is free, and somebody waits"
 
 
 TestSlots = SlotsMachine.TestCase

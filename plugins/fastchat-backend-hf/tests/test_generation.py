@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ from hf_answers import Answer, Opened, answer, asking, until
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.engine import HfEngine
-from fastchat_backend_hf.runners import BatchRunner, Context
+from fastchat_backend_hf.reading import Reading
+from fastchat_backend_hf.runners import Context
 from fastchat_serve import (
     ChatPrompt,
     Choice,
@@ -73,14 +74,14 @@ async def test_greedy_answers_equal_generate_for_32_requests_that_join_and_leave
     opened: Opened, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, kv_cache_tokens: int, put_back: bool
 ) -> None:
     again = 0
-    prefill = BatchRunner.prefill
+    open_context = BatchRunner.open
 
-    def counted(self: BatchRunner, contexts: Sequence[Context]) -> Tensor:
+    def counted(self: BatchRunner, context: Context) -> Reading:
         nonlocal again
-        again += sum(bool(context.answer) for context in contexts)
-        return prefill(self, contexts)
+        again += bool(context.answer)
+        return open_context(self, context)
 
-    monkeypatch.setattr(BatchRunner, "prefill", counted)
+    monkeypatch.setattr(BatchRunner, "open", counted)
     rng = random.Random(1)
     prompts = [random_prompt(rng) for _ in range(32)]
     lengths = [rng.randint(1, 40) for _ in prompts]

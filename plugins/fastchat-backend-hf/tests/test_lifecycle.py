@@ -16,11 +16,14 @@ from hf_answers import Folder, Opened, answer, asking, until
 from torch import Tensor
 
 from fastchat_backend_hf import HfOptions
+from fastchat_backend_hf.batch_runner import BatchRunner
+from fastchat_backend_hf.cells import Cells
 from fastchat_backend_hf.embeddings import Embedder, EmbedJob
 from fastchat_backend_hf.engine import HfEngine
-from fastchat_backend_hf.kv import _SlotLayer
+from fastchat_backend_hf.kv import LEAST_COLUMNS, _Shelf
 from fastchat_backend_hf.prompts import Prompts
-from fastchat_backend_hf.runners import BatchRunner
+from fastchat_backend_hf.reading import Reading
+from fastchat_backend_hf.runners import Block
 from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.solo import SoloRunner
 from fastchat_serve import Chunk, EmbedRequest, EngineError, EngineSetup, OutOfMemory, TextPrompt, Unavailable
@@ -125,10 +128,10 @@ async def test_a_step_wakes_the_loop_once_for_all_streams(opened: Opened, monkey
         posted = 0
         decode = BatchRunner.decode
 
-        def counted(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
+        def counted(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
             nonlocal steps
             steps += 1
-            return decode(self, tokens)
+            return decode(self, tokens, block)
 
         loop = asyncio.get_running_loop()
         post = loop.call_soon_threadsafe
@@ -175,7 +178,7 @@ async def test_when_the_thread_dies_every_request_ends_with_an_error(
             engine.start(ENDLESS, sink)
         await until(lambda: all(sink.chunks for sink in sinks))
 
-        def die(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
+        def die(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
             raise cause
 
         monkeypatch.setattr(BatchRunner, "decode", die)
@@ -205,7 +208,7 @@ async def test_unloading_does_not_wait_for_ever_for_a_stuck_step(
 ) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def hang(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
+    def hang(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
         stuck.set()
         release.wait(20)
         raise SystemExit
@@ -224,13 +227,14 @@ async def test_unloading_does_not_wait_for_ever_for_a_stuck_step(
         await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "fastchat-hf-engine"])
 
 
-def failing_prefill(culprit: int, error: Exception) -> Callable[..., Tensor]:
-    prefill = BatchRunner.prefill
+def failing_cells(culprit: int, error: Exception) -> Callable[..., Cells]:
+    """What is called before a block is read, whether by itself or beside answers under way."""
+    cells = BatchRunner._cells
 
-    def fail(self: BatchRunner, contexts: Sequence[Any]) -> Tensor:
-        if any(context.prompt[0] == culprit for context in contexts):
+    def fail(self: BatchRunner, reading: Reading) -> Cells:
+        if reading.tokens[0] == culprit:
             raise error
-        return prefill(self, contexts)
+        return cells(self, reading)
 
     return fail
 
@@ -250,10 +254,10 @@ async def test_a_newcomer_that_fails_ends_alone(
     """Reliability F14, F17."""
     async with opened() as engine:
         well = [await answer(engine, asking((5, i))) for i in range(4)]
-        monkeypatch.setattr(BatchRunner, "prefill", failing_prefill(77, error))
+        monkeypatch.setattr(BatchRunner, "_cells", failing_cells(77, error))
         async with aclosing(engine.generate_stream(ENDLESS)) as running:
             await anext(running)
-            requests = [asking((77,), id="bad"), *(asking((5, i), id=str(i)) for i in range(4))]
+            requests = [asking((77, 5), id="bad"), *(asking((5, i), id=str(i)) for i in range(4))]
             got = await asyncio.gather(*(answer(engine, request) for request in requests), return_exceptions=True)
             await anext(running)
     assert type(got[0]) is expected
@@ -268,10 +272,10 @@ async def test_memory_that_runs_out_in_a_step_ends_the_longest_answer(
         well = await answer(engine, asking(max_tokens=30, ignore_eos=True))
         decode = BatchRunner.decode
 
-        def fail_over_100(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
-            if max(self._lengths) > 100:
+        def fail_over_100(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+            if max(self._rows.lengths) > 100:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return decode(self, tokens)
+            return decode(self, tokens, block)
 
         monkeypatch.setattr(BatchRunner, "decode", fail_over_100)
         long = asyncio.create_task(answer(engine, asking([9] * 90, id="long", max_tokens=30, ignore_eos=True)))
@@ -284,23 +288,23 @@ async def test_memory_that_runs_out_in_a_step_ends_the_longest_answer(
 async def test_a_cache_that_cannot_grow_generously_grows_as_much_as_it_must(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = asking([9] * 30, max_tokens=30, ignore_eos=True)
+    requests = [asking([9 + i] * 30, id=str(i), max_tokens=30, ignore_eos=True) for i in range(3)]
     async with opened() as engine:
-        well = await answer(engine, request)
-    reshaped = _SlotLayer._reshaped
+        well = [await answer(engine, request) for request in requests]
+    resize = _Shelf.resize
 
-    def small_device(self: _SlotLayer, cells: Tensor | None, states: Tensor) -> Tensor:
-        if self.shape[0] * self.shape[1] > 64:
+    def small_device(self: _Shelf, rows: int) -> None:
+        if rows * self.columns > 3 * LEAST_COLUMNS:  # twice as many as two are too many
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return reshaped(self, cells, states)
+        resize(self, rows)
 
-    monkeypatch.setattr(_SlotLayer, "_reshaped", small_device)
+    monkeypatch.setattr(_Shelf, "resize", small_device)
     async with opened() as engine:
-        assert (await answer(engine, request)).ids == well.ids
+        got = await asyncio.gather(*(answer(engine, request) for request in requests))
+        assert [one.ids for one in got] == [one.ids for one in well]
         with pytest.raises(OutOfMemory):
-            await answer(engine, asking([9] * 70))
-        short = [asking((5, i), id=str(i), max_tokens=2) for i in range(4)]
-        assert len(await asyncio.gather(*(answer(engine, one) for one in short))) == 4
+            await answer(engine, asking([9] * 200))
+        assert (await answer(engine, requests[0])).ids == well[0].ids
 
 
 async def test_a_failing_draw_ends_the_rows_of_its_step(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +327,7 @@ async def test_a_step_that_fails_ends_its_rows_and_the_engine_goes_on(
         well = await answer(engine, asking())
         with monkeypatch.context() as patched:
 
-            def fail(self: BatchRunner, tokens: Sequence[int]) -> Tensor:
+            def fail(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
                 raise ValueError("a bug")
 
             patched.setattr(BatchRunner, "decode", fail)
@@ -362,24 +366,24 @@ async def test_logits_that_are_not_numbers_end_the_answer_and_taint_nobody(
     short = asking(max_tokens=30, ignore_eos=True)
     async with opened() as engine:
         well = await answer(engine, short)
-        prefill = BatchRunner.prefill
+        join = BatchRunner.join
 
-        def poison(self: BatchRunner, contexts: Sequence[Any]) -> Tensor:
-            logits = prefill(self, contexts)
-            if contexts[0].prompt[0] == 77:
-                row = len(self._lengths) - 1
-                for layer in self._cache.layers:
-                    layer.keys[row] = layer.values[row] = torch.nan
-                logits[:] = torch.nan
-            return logits
+        def poison(self: BatchRunner, reading: Reading) -> None:
+            join(self, reading)
+            if reading.tokens[0] == 77:
+                row = self._rows._rows[-1]
+                for part in row.shelf.parts:
+                    part[row.slot] = torch.nan
 
-        monkeypatch.setattr(BatchRunner, "prefill", poison)
-        with pytest.raises(EngineError, match="not a number"):
-            await answer(engine, asking((77,) * 40))
-        async with aclosing(engine.generate_stream(short)) as stream:
-            ids = list((await anext(stream)).token_ids)  # in the row that was poisoned
-            await answer(engine, asking([9] * 30, id="wide", max_tokens=2))  # lets the step look at all of it
-            ids += [token async for chunk in stream for token in chunk.token_ids]
+        monkeypatch.setattr(BatchRunner, "join", poison)
+        async with aclosing(engine.generate_stream(ENDLESS)) as mate:  # so that the cache outlives the poisoned row
+            await anext(mate)
+            with pytest.raises(EngineError, match="not a number"):
+                await answer(engine, asking((77,) * 40))
+            async with aclosing(engine.generate_stream(short)) as stream:
+                ids = list((await anext(stream)).token_ids)  # in the row that was poisoned
+                await answer(engine, asking([9] * 30, id="wide", max_tokens=2))  # lets the step look at all of it
+                ids += [token async for chunk in stream for token in chunk.token_ids]
         assert ids == well.ids
 
 

@@ -22,10 +22,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import fastchat_backend_hf
 from fastchat_backend_hf import HfOptions, open_hf, weights
+from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.checkpoint import fingerprint
 from fastchat_backend_hf.context import model_context_length
 from fastchat_backend_hf.devices import parse_bytes, pick_device, pick_dtype, pick_threads
-from fastchat_backend_hf.runners import BatchRunner
 from fastchat_serve import (
     Capability,
     ChatPrompt,

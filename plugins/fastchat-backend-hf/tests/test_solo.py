@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from hf_answers import Opened, answer, asking
 
-from fastchat_backend_hf.kv import _SlotLayer
+from fastchat_backend_hf.cells import _BlockLayer
 from fastchat_serve import Capability
 
 pytestmark = pytest.mark.anyio
@@ -107,7 +107,7 @@ async def test_a_model_that_cannot_share_a_pass_is_found_out(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, broken: object, note: str
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(_SlotLayer, method, broken)
+        patched.setattr(_BlockLayer, method, broken)
         async with opened() as engine:
             assert any("one at a time" in one and note in one for one in engine.info.notes)
             alone = await answer(engine, asking())

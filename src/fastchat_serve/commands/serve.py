@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import os
 import sys
 from contextlib import ExitStack
 
@@ -11,8 +11,8 @@ import anyio
 
 from fastchat_serve.app import Application
 from fastchat_serve.commands.configured import config_from, first_failure, loading_progress
-from fastchat_serve.config import Server
 from fastchat_serve.errors import StartupError
+from fastchat_serve.logs import logging_to
 from fastchat_serve.server import bind, serve
 
 __all__ = ["run"]
@@ -21,9 +21,9 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> int:
     """Bind, load, serve."""
     config = config_from(args)
-    _set_up_logging(config.server)
-    with ExitStack() as until_ready:
+    with logging_to(_standard_error(), config.server.log_level) as log, ExitStack() as until_ready:
         application = Application(config, progress=until_ready.enter_context(loading_progress()))
+        application.metrics.lost_log_lines = lambda: log.lost
         bound = bind(config.server)
         options = {"use_uvloop": sys.platform != "win32"}
         try:
@@ -33,9 +33,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _set_up_logging(server: Server) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=server.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    # uvicorn tells of every connection's small troubles at "info".
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+def _standard_error() -> int:
+    """Its file descriptor; that of nothing if we were started without one."""
+    return os.open(os.devnull, os.O_WRONLY) if sys.__stderr__ is None else sys.__stderr__.fileno()

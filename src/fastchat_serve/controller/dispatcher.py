@@ -73,14 +73,13 @@ class Dispatcher:
         Raises:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
-        refusal: ServeError | None = None
+        refusals: list[ServeError] = []
         for worker in self._in_turn(model, required_capabilities(request)):
             try:
                 return worker.start(request, sink)
             except (Overloaded, Unavailable) as error:
-                refusal = refusal or error
-        assert refusal is not None  # there was at least one worker
-        raise refusal
+                refusals.append(error)
+        raise _soonest(refusals)
 
     def capacity(self, model: str) -> int:
         """Answers that the model's ready workers hold at most, running and waiting. Raises as `able` does."""
@@ -89,14 +88,13 @@ class Dispatcher:
 
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
-        refusal: ServeError | None = None
+        refusals: list[ServeError] = []
         for worker in self._in_turn(model, frozenset({Capability.EMBED})):
             try:
                 return await worker.embed(request)
             except Overloaded as error:
-                refusal = refusal or error
-        assert refusal is not None  # there was at least one worker
-        raise refusal
+                refusals.append(error)
+        raise _soonest(refusals)
 
     async def tokenize(self, model: str, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
         needed = {Capability.TOKENIZE} | ({Capability.CHAT} if isinstance(prompt, ChatPrompt) else set())
@@ -113,19 +111,26 @@ class Dispatcher:
         ready = [worker for worker in workers if worker.state is WorkerState.READY]
         if not ready:
             states = ", ".join(sorted({worker.state.value for worker in workers}))
-            raise Unavailable(f"Model {model!r} cannot be served now ({states}). Try again later.", retry_after_s=1.0)
+            raise Unavailable(
+                f"Model {model!r} cannot be served now ({states}). Try again later.",
+                retry_after_s=min(worker.back_in_s for worker in workers),
+            )
         able = [worker for worker in ready if needed <= worker.info.capabilities]
         if not able:
             raise _unsupported(model, needed - ready[0].info.capabilities)
         return able
 
     def _in_turn(self, model: str, needed: frozenset[Capability]) -> Iterator[Worker]:
-        """The policy's choice, then its choice among the others, and so on. Raises as `able` does."""
+        """The policy's choice, then its choice among the others, and so on. Raises as `able` does.
+
+        Full ones come last: a request that could go elsewhere takes nobody's place in a queue.
+        """
         workers = list(self.able(model, needed))
-        while workers:
-            worker = self._choose(model, workers)
-            yield worker
-            workers.remove(worker)
+        for group in ([w for w in workers if not w.full], [w for w in workers if w.full]):
+            while group:
+                worker = self._choose(model, group)
+                yield worker
+                group.remove(worker)
 
     def _choose(self, model: str, workers: Sequence[Worker]) -> Worker:
         if len(workers) == 1:
@@ -138,6 +143,11 @@ class Dispatcher:
         except Exception:  # the boundary to a plugin's policy: requests go on without it
             logger.exception("The dispatch policy failed; the worker with the shortest queue is taken.")
             return min(workers, key=lambda worker: worker.queue_length)
+
+
+def _soonest(refusals: Sequence[ServeError]) -> ServeError:
+    """Of the workers that refused, the one that can be asked again first. There was at least one worker."""
+    return min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
 
 
 def _unsupported(model: str, missing: frozenset[Capability]) -> Unsupported:

@@ -109,6 +109,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     structured_outputs: StructuredOutputs | None = None
     best_of: Positive | None = None
+    # Names of code, or code itself, that other servers run; refused by name.
+    logits_processors: Any = None
+    custom_logit_processor: Any = None
 
 
 class TextPart(Struct, frozen=True, tag="text"):
@@ -221,7 +224,7 @@ class ChatCompletionRequest(Sampling, frozen=True, kw_only=True):
 class CompletionRequest(Sampling, frozen=True, kw_only=True):
     """Body of ``POST /v1/completions``. A prompt is text or token ids; several make a batch."""
 
-    prompt: str | tuple[str | int | tuple[int, ...], ...]
+    prompt: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
     max_tokens: NotNegative | None = None
     logprobs: NotNegative | None = None
     echo: bool | None = None
@@ -232,7 +235,7 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     """Body of ``POST /v1/embeddings``. `truncate` is ours: cut inputs that are too long."""
 
     model: str
-    input: str | tuple[str | int | tuple[int, ...], ...]
+    input: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
     user: str | None = None

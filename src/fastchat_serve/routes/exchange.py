@@ -41,10 +41,11 @@ MAX_CONTAINERS = 100_000
 """Arrays and objects in one body. Two bytes of JSON become a hundred bytes of memory each."""
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-# All up to the next bracket outside of strings. Possessive, and it matches anywhere: one pass over any bytes.
-_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}]?)', re.DOTALL)
-# What msgspec says, and where: "Expected `int`, got `str` - at `key` in `$.logit_bias`".
-_INVALID = re.compile(r"(.*?)(?: - at ((?:`key` in )?`\$\.?([^`]*)`))?", re.DOTALL)
+_STRING = re.compile(rb'"[^"]*+"?')
+_OPENING = frozenset(b"[{")
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+# Where msgspec says that something is: "`key` in `$.logit_bias`".
+_PLACE = re.compile(r"(?:`key` in )?`\$\.?([^`]*)`")
 _SHOWN_CHARS = 200
 _JSON_TYPE = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORECASE)
 
@@ -155,29 +156,32 @@ def _require_utf8(body: bytes) -> None:
 
 
 def _invalid(said: str) -> InvalidRequest:
-    found = _INVALID.fullmatch(said)
-    assert found is not None
-    problem, place, param = found.groups()
+    """The error for what msgspec says: "Expected `int`, got `str` - at `$.n`"."""
+    problem, _, place = said.rpartition(" - at ")
+    found = _PLACE.fullmatch(place)
+    if found is None:
+        problem = said
     if len(problem) > _SHOWN_CHARS:  # it may quote what was sent
         problem = problem[:_SHOWN_CHARS] + "…"
-    at = f", at {place.replace('`', '')}" if place else ""
-    return InvalidRequest(f"{problem}{at}.", param=param or None)
+    if found is None:
+        return InvalidRequest(f"{problem}.")
+    return InvalidRequest(f"{problem}, at {place.replace('`', '')}.", param=found[1] or None)
 
 
 def _require_modest_shape(body: bytes) -> None:
+    """Right for all that comes before the first mistake in the JSON; the decoder goes no further either."""
     if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
         return
-    depth = containers = 0
-    for match in _TO_BRACKET.finditer(body):
-        if match[1] in (b"[", b"{"):
-            depth += 1
-            containers += 1
-            if depth > MAX_NESTING:
-                raise InvalidRequest(f"The JSON is nested more than {MAX_NESTING} levels deep.")
-            if containers > MAX_CONTAINERS:
-                raise InvalidRequest(f"The JSON has more than {MAX_CONTAINERS} arrays and objects.")
-        elif match[1]:
-            depth -= 1
+    # Left over: quotes that delimit strings, and brackets; then no strings; then what is outside of them.
+    marks = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    brackets = _STRING.sub(b"", marks)
+    if brackets.count(b"[") + brackets.count(b"{") > MAX_CONTAINERS:
+        raise InvalidRequest(f"The JSON has more than {MAX_CONTAINERS} arrays and objects.")
+    depth = 0
+    for bracket in brackets[: 2 * MAX_CONTAINERS]:  # more of them cannot match
+        depth += 1 if bracket in _OPENING else -1
+        if depth > MAX_NESTING:
+            raise InvalidRequest(f"The JSON is nested more than {MAX_NESTING} levels deep.")
 
 
 def require_json(headers: Iterable[Header], limit_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""``/health``: this process is alive. ``/ready``: it takes requests for all its models."""
+"""``/health``: this process is alive. ``/ready``: it takes requests for all its models, and its loop turns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastchat_serve.controller.registry import Registry
 from fastchat_serve.routes.door import PUBLIC
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.watchdog import Watchdog
 
 __all__ = ["health_handlers"]
 
@@ -18,14 +19,16 @@ class Health(Struct, frozen=True):
     status: str
 
 
-class Readiness(Struct, frozen=True):
+class Readiness(Struct, frozen=True, omit_defaults=True):
     """`models`: for each, the states of its workers."""
 
     ready: bool
     models: dict[str, tuple[str, ...]]
+    reason: str = ""
+    """What is wrong besides."""
 
 
-def health_handlers(registry: Registry) -> list[HTTPRouteHandler]:
+def health_handlers(registry: Registry, watchdog: Watchdog) -> list[HTTPRouteHandler]:
     """Both are open: they tell no secret, and whoever asks them has no key."""
 
     @get("/health", opt=PUBLIC | documented("Is the process alive?", "operators", Health), sync_to_thread=False)
@@ -37,6 +40,7 @@ def health_handlers(registry: Registry) -> list[HTTPRouteHandler]:
     @get("/ready", opt=PUBLIC | about_ready, sync_to_thread=False)
     def ready() -> IdentifiedResponse[Readiness]:
         models = {name: tuple(worker.state.value for worker in registry.serving(name)) for name in registry.models}
-        return IdentifiedResponse(Readiness(registry.ready, models), status_code=200 if registry.ready else 503)
+        said = Readiness(registry.ready and not watchdog.complaint, models, watchdog.complaint)
+        return IdentifiedResponse(said, status_code=200 if said.ready else 503)
 
     return [health, ready]

@@ -8,14 +8,14 @@ are those that are served here, errors those of `errors.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Literal
 
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import Usage
@@ -23,6 +23,7 @@ from fastchat_serve.errors import ServeError
 from fastchat_serve.routes.histogram import Histogram
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.watchdog import Watchdog
 from fastchat_serve.worker.base import WorkerState
 
 __all__ = ["Metrics", "Observation", "Operation"]
@@ -34,6 +35,7 @@ _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _TOKENS = tuple(4.0**power for power in range(14))
+_BLOCKED_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _LABELS = ("gen_ai_operation_name", "gen_ai_request_model")
 
@@ -43,10 +45,15 @@ class Metrics:
 
     Args:
         registry: Whose workers the gauges read, at scrape time.
+        watchdog: Whose blocks are counted.
+
+    Attributes:
+        lost_log_lines: How many there were so far; set by whoever writes the log.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, watchdog: Watchdog) -> None:
         self.collectors = CollectorRegistry()
+        self.lost_log_lines: Callable[[], int] = lambda: 0
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "Time from a request's arrival to the end of its reply. error_type: empty if it succeeded.",
@@ -76,6 +83,17 @@ class Metrics:
             self.collectors,
         )
         self.collectors.register(_Workers(registry))
+        self.collectors.register(_Log(self))
+        blocked = Histogram(
+            "fastchat_event_loop_blocked_seconds",
+            "Blocks of the event loop that were longer than 50 ms: all streams stood still.",
+            (),
+            _BLOCKED_S,
+            self.collectors,
+        )
+        watchdog.on_block = blocked.labels().observe
+        lag = Gauge("fastchat_event_loop_lag_seconds", "By how much the loop is late now.", registry=self.collectors)
+        lag.set_function(lambda: watchdog.lag_s)
         # Looking labels up costs more than counting; the cache is bounded by operations times models.
         self._child = cache(self._bind)
 
@@ -145,27 +163,45 @@ class Observation:
 
 
 class _Workers:
-    """Gauges that are read off the workers when somebody asks."""
+    """What is read off the workers when somebody asks."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
         labels = ("worker", "model")
-        gauges = {
-            "running": GaugeMetricFamily("fastchat_worker_running", "Requests that hold a slot.", labels=labels),
-            "waiting": GaugeMetricFamily("fastchat_worker_waiting", "Requests that wait for a slot.", labels=labels),
-            "slots": GaugeMetricFamily("fastchat_worker_slots", "Slots.", labels=labels),
-            "kv_used": GaugeMetricFamily(
-                "fastchat_worker_kv_used_fraction", "Share of the engine's key-value memory in use.", labels=labels
-            ),
-            "ready": GaugeMetricFamily("fastchat_worker_ready", "1 if the worker takes requests.", labels=labels),
-        }
+        running = GaugeMetricFamily("fastchat_worker_running", "Requests that hold a slot.", labels=labels)
+        waiting = GaugeMetricFamily("fastchat_worker_waiting", "Requests that wait for a slot.", labels=labels)
+        slots = GaugeMetricFamily("fastchat_worker_slots", "Slots.", labels=labels)
+        kv_used = GaugeMetricFamily(
+            "fastchat_worker_kv_used_fraction", "Share of the engine's key-value memory in use.", labels=labels
+        )
+        ready = GaugeMetricFamily("fastchat_worker_ready", "1 if the worker takes requests.", labels=labels)
+        restarts = CounterMetricFamily(
+            "fastchat_worker_restarts", "How often the engine broke and was opened anew.", labels=labels
+        )
+        protocol_errors = CounterMetricFamily(
+            "fastchat_engine_protocol_errors", "How often the engine broke the contract.", labels=labels
+        )
         for worker in self._registry.workers:
             load, of = worker.load(), (worker.id, worker.names[0])
-            gauges["running"].add_metric(of, load.running)
-            gauges["waiting"].add_metric(of, load.waiting)
-            gauges["slots"].add_metric(of, load.slots)
-            gauges["kv_used"].add_metric(of, load.engine.kv_used_fraction)
-            gauges["ready"].add_metric(of, worker.state is WorkerState.READY)
-        yield from gauges.values()
+            running.add_metric(of, load.running)
+            waiting.add_metric(of, load.waiting)
+            slots.add_metric(of, load.slots)
+            kv_used.add_metric(of, load.engine.kv_used_fraction)
+            ready.add_metric(of, worker.state is WorkerState.READY)
+            restarts.add_metric(of, worker.restarts)
+            protocol_errors.add_metric(of, worker.protocol_errors)
+        yield from (running, waiting, slots, kv_used, ready, restarts, protocol_errors)
+
+
+class _Log:
+    """What is read off the log."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "fastchat_log_lines_lost", "Log lines that could not be written.", self._metrics.lost_log_lines()
+        )

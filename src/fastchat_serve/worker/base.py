@@ -78,6 +78,26 @@ class Worker(Protocol):
         ...
 
     @property
+    def full(self) -> bool:
+        """All slots are taken, and all places in the queue."""
+        ...
+
+    @property
+    def back_in_s(self) -> float:
+        """Seconds until it may take requests, as far as anybody can tell; for one that takes none now."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often its engine broke and was opened anew."""
+        ...
+
+    @property
+    def protocol_errors(self) -> int:
+        """How often its engine broke the contract."""
+        ...
+
+    @property
     def tool_parser(self) -> str:
         """Name of the parser for the model's tool calls; empty if it has none."""
         ...

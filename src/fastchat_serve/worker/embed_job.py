@@ -39,7 +39,7 @@ class EmbedJob:
         self._deadlines = Deadlines(for_all, request.timeout_s, clock())
         self._limit_s = timeouts.embed_s
         self._granted = anyio.Event()
-        self._ticket = Ticket(self._granted.set)
+        self._ticket = Ticket(self._granted.set, self.give_up, tenant=request.tenant)
         self._scope = anyio.CancelScope()
         self._error: ServeError | None = None
         self._owing_since: float | None = None  # from when the engine has nothing left to do but to let go

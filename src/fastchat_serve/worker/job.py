@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
 from fastchat_serve.errors import EngineError, EngineProtocolError, OutOfMemory, ServeError
+from fastchat_serve.worker.contract import flaw
 from fastchat_serve.worker.deadlines import Deadlines
 from fastchat_serve.worker.slots import Slots, Ticket
 
@@ -29,14 +30,17 @@ class Job:
     Args:
         start: The engine's push form.
         let_go: Called once, when nothing is held for the request any more.
+        breach: Called whenever the engine breaks the contract.
         clock: Monotonic time in seconds.
     """
 
     __slots__ = (
         "_aborted",
+        "_breach",
         "_clock",
         "_deadlines",
         "_finished",
+        "_forgotten",
         "_handle",
         "_let_go",
         "_over",
@@ -46,6 +50,7 @@ class Job:
         "_slots",
         "_start",
         "_ticket",
+        "_token_count",
         "_told",
     )
 
@@ -59,17 +64,21 @@ class Job:
         timeouts: Timeouts,
         clock: Callable[[], float],
         let_go: Callable[[Job], None],
+        breach: Callable[[], None],
     ) -> None:
         self._request, self._sink = request, sink
-        self._start, self._slots, self._clock, self._let_go = start, slots, clock, let_go
+        self._start, self._slots, self._clock = start, slots, clock
+        self._let_go, self._breach = let_go, breach
         self._deadlines = Deadlines(timeouts, request.timeout_s, clock())
-        self._ticket = Ticket(self._begin, request.priority)
+        self._ticket = Ticket(self._begin, self.give_up, request.priority, request.tenant)
         self._handle: Handle | None = None
         self._owing_since: float | None = None  # from when the engine has nothing left to do but to let go
+        self._token_count = len(request.resume_token_ids)  # of the whole answer so far
         self._finished = False  # the last chunk was passed on
         self._aborted = False  # the engine was told to stop, or never began
         self._told = False  # the caller's sink has heard of its end
         self._over = False  # the engine holds nothing any more
+        self._forgotten = False  # or nobody cares whether it does
 
     def accept(self) -> None:
         """Take a slot or a place in the queue. Raises `Overloaded`."""
@@ -109,6 +118,7 @@ class Job:
 
     def forget(self) -> None:
         """Free the slot although the engine never let go."""
+        self._forgotten = True
         self._release()
 
     # ------------------------------------------------------------------------------ the engine's side
@@ -117,28 +127,45 @@ class Job:
         if self._told or self._aborted:
             return
         if self._finished:
-            logger.error("Request %s: the engine went on after the last chunk.", self._request.id)
-            self.give_up(EngineProtocolError("The engine went on after the end."))
+            self.give_up(self._broken("went on after the last chunk"))
             return
         self._deadlines.token_at = self._clock()
         try:
+            if what := flaw(chunk):
+                self.give_up(self._broken(f"sent {what}"))
+                return
+            self._token_count += len(chunk.token_ids)
             self._sink.push(chunk)
-            self._finished = chunk.finish_reason is not None
         except Exception as error:  # a chunk that cannot be used must not end the step of its batch-mates
             logger.exception("Request %s: a chunk of the engine cannot be used.", self._request.id)
-            self.give_up(EngineProtocolError(f"The engine sent a chunk that cannot be used: {type(error).__name__}."))
-        if self._finished:
-            self._owing_since = self._deadlines.token_at
+            self.give_up(self._broken(f"sent a chunk that cannot be used: {type(error).__name__}"))
+            return
+        if chunk.finish_reason is not None:
+            self._finished, self._owing_since = True, self._deadlines.token_at
+            self._check_usage(chunk)
 
     def end(self, error: Exception | None) -> None:
         if self._over:
-            logger.error("Request %s: the engine ended it again, or after it was given up.", self._request.id)
-            return
-        if error is None and not self._finished:
-            self._tell(EngineProtocolError("The engine ended the answer without a finish reason."))
+            if not self._forgotten:
+                self._broken("ended the answer twice")
+        elif error is None and not (self._finished or self._aborted or self._told):
+            self._tell(self._broken("ended the answer without a finish reason"))
         else:
             self._tell(None if error is None else as_serve_error(error, self._request.id))
         self._release()
+
+    def _check_usage(self, last: Chunk) -> None:
+        """A wrong count spoils a bill, not the answer."""
+        if last.usage is None:
+            self._broken("ended the answer without a usage")
+        elif last.usage.completion_tokens != self._token_count and self._token_count:
+            self._broken(f"sent {self._token_count} tokens and counted {last.usage.completion_tokens}")
+
+    def _broken(self, what: str) -> EngineProtocolError:
+        """Note that the engine broke the contract."""
+        logger.error("Request %s: the engine %s.", self._request.id, what)
+        self._breach()
+        return EngineProtocolError(f"The engine {what}.")
 
     # ------------------------------------------------------------------------------------------------
 
@@ -185,7 +212,12 @@ def as_serve_error(error: Exception, request_id: str) -> ServeError:
     """What a client may see of `error`; anything unexpected goes to the log instead."""
     if isinstance(error, ServeError):
         return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory("There was not enough memory for this request.")
+    if _is_out_of_memory(error):
+        return OutOfMemory("There was not enough memory for this request.", retry_after_s=1.0)
     logger.error("Request %s: the engine failed.", request_id, exc_info=error)
     return EngineError(f"The engine failed while it worked on this request: {type(error).__name__}.")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's error, or one like torch's, which is of another family: it is known by its name."""
+    return any(kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__)

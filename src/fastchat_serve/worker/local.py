@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import (
@@ -34,6 +34,7 @@ from fastchat_serve.push import Pusher
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
 from fastchat_serve.worker.embed_job import EmbedJob
 from fastchat_serve.worker.job import Job
+from fastchat_serve.worker.restarts import Restarts
 from fastchat_serve.worker.slots import Slots
 
 __all__ = ["ABORT_GRACE_S", "LocalWorker"]
@@ -45,6 +46,12 @@ ABORT_GRACE_S = 5.0
 
 CHECK_INTERVAL_S = 0.1
 """How often time limits are checked, and so how precisely they are kept."""
+
+CLOSE_S = 10.0
+"""A broken engine that has not closed after this long is left as it is: another beside it might find no memory."""
+
+NO_HOPE_S = 60.0
+"""When to ask again for a model whose worker failed for good: an operator has to see to it first."""
 
 
 class LocalWorker:
@@ -58,6 +65,7 @@ class LocalWorker:
         timeouts: Limits for every request; a request may ask for less.
         tool_parser: Overrides what the engine says of its model.
         abort_grace_s: How long an engine may take to let go of an aborted request.
+        remake: Makes a fresh engine when this one breaks; None: the worker stays failed then.
     """
 
     def __init__(
@@ -71,53 +79,47 @@ class LocalWorker:
         timeouts: Timeouts | None = None,
         tool_parser: str | None = None,
         abort_grace_s: float = ABORT_GRACE_S,
+        remake: Callable[[], Engine] | None = None,
     ) -> None:
         self.id = f"{names[0]}-{uuid.uuid4().hex[:8]}"
         self.names, self.speed = names, speed
         self.state = WorkerState.LOADING
         self.reason = ""
         """Why the worker failed, for the operator."""
-        self._engine = engine
+        self.protocol_errors = 0
+        self._engine, self._remake = engine, remake
         self._timeouts = timeouts or Timeouts()
         self._tool_parser = tool_parser
         self._abort_grace_s = abort_grace_s
         self._slots = Slots(concurrency, queue, time.monotonic)
         self._jobs: set[Job | EmbedJob] = set()
         self._pusher: Pusher | None = None
-        self._stopping = anyio.Event()
+        self._restarts = Restarts(time.monotonic)
+        self._refusing = self._stopping = False
+        self._over = anyio.Event()  # of this engine's life
+        self._life: anyio.CancelScope | None = None
+        self._load_began_at = time.monotonic()
+        self._load_s: float | None = None  # what loading took the last time
 
     # ---------------------------------------------------------------------------------- life cycle
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Keep the engine open until `stop`. It is started once it can serve.
+        """Keep an engine open until `stop`: a fresh one if it breaks, as `Restarts` allows. Started once it can serve.
 
-        Raises whatever the engine raises while it loads.
+        Raises whatever the first engine raises while it loads.
         """
         try:
-            async with self._opened() as engine, anyio.create_task_group() as tasks:
-                self._pusher = Pusher(engine, tasks)
-                if self.state is WorkerState.LOADING:
-                    self.state = WorkerState.READY
-                tasks.start_soon(self._keep_limits)
-                task_status.started()
-                try:
-                    await self._stopping.wait()
-                finally:
-                    await self._break_off()
-                    tasks.cancel_scope.cancel()
-        except Exception:
-            self.fail("The engine could not be opened, or broke off.")
-            raise
+            await self._live(task_status)
+            while self._may_restart():
+                await self._restart()
         finally:
-            self._pusher = None
-            for job in list(self._jobs):
-                job.forget()
             if self.state is not WorkerState.FAILED:
                 self.state = WorkerState.STOPPED
 
     def stop(self) -> None:
         """End `run`. What is still under way is told so and aborted: `drain` before."""
-        self._stopping.set()
+        self._stopping = True
+        self._over.set()
 
     async def drain(self) -> None:
         """Take no new work, and return when all accepted work is done. The caller bounds the wait."""
@@ -131,17 +133,76 @@ class LocalWorker:
             job.give_up(error)
 
     def fail(self, reason: str) -> None:
-        """Take this worker out of service."""
+        """Take this worker out of service, and close its engine."""
         logger.error("Worker %s failed: %s", self.id, reason)
         self.state, self.reason = WorkerState.FAILED, reason
         self.expel(EngineError("The engine that worked on this request failed."))
         for job in list(self._jobs):
             job.forget()
+        if self._life is not None:
+            self._life.deadline = anyio.current_time() + CLOSE_S
+        self._over.set()
 
     def refuse(self) -> None:
         """Take no new work from now on."""
-        if self.state in (WorkerState.LOADING, WorkerState.READY):
+        self._refusing = True
+        if self.state is WorkerState.READY:
             self.state = WorkerState.DRAINING
+
+    async def _live(self, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """One engine's life: from loading until `stop`, or until it breaks."""
+        loaded = False
+        self._over, self._load_began_at = anyio.Event(), time.monotonic()
+        if self._stopping:
+            return
+        try:
+            with anyio.CancelScope() as life:
+                self._life = life
+                # Streams end before the engine closes; one that would not, because the engine did.
+                async with _cancelled_at_the_end() as tasks, self._opened() as engine:
+                    loaded, self._load_s = True, time.monotonic() - self._load_began_at
+                    self._pusher = Pusher(engine, tasks)
+                    if self.state is WorkerState.LOADING:
+                        self.state = WorkerState.DRAINING if self._refusing else WorkerState.READY
+                        self.reason = ""
+                    task_status.started()
+                    try:
+                        await self._keep_limits()
+                    finally:
+                        await self._break_off()
+        except Exception:  # the boundary to foreign code
+            self.fail("The engine broke off." if loaded else "The engine could not be opened.")
+            if not loaded:
+                raise
+            logger.exception("Worker %s: this is how its engine broke off.", self.id)
+        finally:
+            self._pusher = None
+            for job in list(self._jobs):
+                job.forget()
+
+    def _may_restart(self) -> bool:
+        if self.state is not WorkerState.FAILED or self._remake is None or self._refusing or self._stopping:
+            return False
+        if self._life is not None and self._life.cancelled_caught:
+            why = f"Its engine did not close within {CLOSE_S:g} s."
+        elif self._restarts.allow():
+            return True
+        else:
+            why = "Its engine was opened anew too often."
+        logger.error("Worker %s stays out of service. %s", self.id, why)
+        return False
+
+    async def _restart(self) -> None:
+        assert self._remake is not None
+        logger.warning("Worker %s: opening its engine anew.", self.id)
+        self.state = WorkerState.LOADING
+        try:
+            self._engine = self._remake()
+            await self._live()
+        except Exception:  # the boundary to foreign code
+            logger.exception("Worker %s: its engine could not be opened anew.", self.id)
+            if self.state is WorkerState.LOADING:
+                self.fail("The engine could not be made anew.")
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Engine]:
@@ -151,14 +212,17 @@ class LocalWorker:
             yield engine
 
     async def _break_off(self) -> None:
-        self.refuse()
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.DRAINING
         self.expel(Unavailable("This worker is shutting down.", retry_after_s=1.0))
         with anyio.move_on_after(self._abort_grace_s, shield=True):
             await self._slots.wait_idle()
 
     async def _keep_limits(self) -> None:
-        while True:
-            await anyio.sleep(CHECK_INTERVAL_S)
+        """Return when the engine's life is over; meanwhile see that it keeps the limits and is well."""
+        while not self._over.is_set():
+            with anyio.move_on_after(CHECK_INTERVAL_S):
+                await self._over.wait()
             if (error := self._engine.fatal_error) is not None:
                 return self.fail(f"The engine broke: {type(error).__name__}: {error}")
             now = time.monotonic()
@@ -180,6 +244,23 @@ class LocalWorker:
     def tool_parser(self) -> str:
         return self.info.tool_parser if self._tool_parser is None else self._tool_parser
 
+    @property
+    def full(self) -> bool:
+        return self._slots.full
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts.count
+
+    @property
+    def back_in_s(self) -> float:
+        if self.state is WorkerState.FAILED:
+            return NO_HOPE_S
+        if self.state is WorkerState.LOADING:
+            spent_s = time.monotonic() - self._load_began_at
+            return max(1.0, spent_s if self._load_s is None else self._load_s - spent_s)
+        return 1.0
+
     def load(self) -> WorkerLoad:
         slots = self._slots
         engine = EngineLoad() if self._pusher is None else self._engine.current_load()
@@ -194,6 +275,7 @@ class LocalWorker:
             timeouts=self._timeouts,
             clock=time.monotonic,
             let_go=self._jobs.discard,
+            breach=self._count_breach,
         )
         self._jobs.add(job)
         try:
@@ -222,9 +304,27 @@ class LocalWorker:
         self._ready()
         return await self._engine.detokenize(token_ids)
 
+    def _count_breach(self) -> None:
+        self.protocol_errors += 1
+
     def _ready(self) -> Pusher:
         if self.state is not WorkerState.READY or self._pusher is None:
             raise Unavailable(
-                f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.", retry_after_s=1.0
+                f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.",
+                retry_after_s=self.back_in_s,
             )
         return self._pusher
+
+
+@asynccontextmanager
+async def _cancelled_at_the_end() -> AsyncIterator[TaskGroup]:
+    """A task group for tasks that raise nothing: they are cancelled when it is left, and no group is made of errors."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            try:
+                yield tasks
+            finally:
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        (error,) = group.exceptions
+        raise error from error.__cause__

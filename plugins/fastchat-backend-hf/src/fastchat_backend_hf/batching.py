@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from fastchat_backend_hf.attention import use_own_attention
+from fastchat_backend_hf.batch_runner import BatchRunner
+from fastchat_backend_hf.cells import Layout
 from fastchat_backend_hf.checkpoint import Checkpoint
 from fastchat_backend_hf.devices import free_memory, parse_bytes
-from fastchat_backend_hf.kv import COLUMN_BLOCK, KvCache
 from fastchat_backend_hf.options import HfOptions
-from fastchat_backend_hf.runners import BatchRunner, Context, Runner
+from fastchat_backend_hf.reading import BLOCK_TOKENS
+from fastchat_backend_hf.runners import Context, Runner
 from fastchat_backend_hf.solo import EncoderDecoderRunner, SoloRunner
 from fastchat_serve import StartupError
 
@@ -30,23 +33,31 @@ def choose_runner(
         obstacle: str | None = "it is an encoder-decoder"
     else:
         obstacle = _obstacle(text_config, context_length)
-    bytes_per_token = None
+    layout, attends = None, False
     if obstacle is None:
-        bytes_per_token, obstacle = _trial(model, text_config.num_hidden_layers)
+        attends = use_own_attention(model)
+        layout, obstacle = _trial(model, attends=attends)
+        if attends and obstacle is not None:
+            attends = False
+            layout, obstacle = _trial(model, attends=False)
     notes = [] if obstacle is None else [f"requests run one at a time within a step: {obstacle}"]
 
-    budget = _budget(options, model, bytes_per_token or _estimated_bytes_per_token(text_config, model), context_length)
+    bytes_per_token = layout.bytes_per_token if layout else _estimated_bytes_per_token(text_config, model)
+    budget = _budget(options, model, bytes_per_token, context_length)
     if budget < context_length:
         notes.append(f"the key-value cache holds {budget} tokens, less than the model's context of {context_length}")
         context_length = budget
-    if obstacle is None:
-        cache = KvCache(
-            layers=text_config.num_hidden_layers,
+    if layout is not None:
+        batch_runner = BatchRunner(
+            model,
+            layout,
             max_rows=options.max_batch,
             max_columns=context_length,
             budget_tokens=budget,
+            share_prefixes=options.prefix_cache,
+            attends=attends,
         )
-        return BatchRunner(model, cache), context_length, notes
+        return batch_runner, context_length, notes
     if checkpoint.kind == "encoder-decoder":
         runner = EncoderDecoderRunner(model, budget_tokens=budget, prefix=_decoder_prefix(model))
         return runner, context_length, notes
@@ -65,28 +76,44 @@ def _obstacle(text_config: Any, context_length: int) -> str | None:
 
 
 @torch.inference_mode()
-def _trial(model: Any, layers: int) -> tuple[int | None, str | None]:
-    """Generate with two short rows and compare with each row alone: bytes per cached token, or why it does not work."""
-    cache = KvCache(layers=layers, max_rows=2, max_columns=COLUMN_BLOCK, budget_tokens=2 * COLUMN_BLOCK)
-    runner = BatchRunner(model, cache)
+def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
+    """Generate with two short rows and compare with each row alone: the layout of the cache, or why it does not work.
+
+    The longer one is read in blocks, and they lie on two shelves.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
     rows = [[(7 * i + 3) % vocabulary for i in range(5)], [(5 * i + 2) % vocabulary for i in range(3)]]
     try:
-        runner.prefill([Context(row[:-1], ()) for row in rows])
+        alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=True) for row in rows]
+        layout = Layout(alone[0].past_key_values)
+        runner = BatchRunner(
+            model,
+            layout,
+            max_rows=2,
+            max_columns=8,
+            budget_tokens=16,
+            share_prefixes=False,
+            attends=attends,
+            least_columns=4,
+        )
+        for row in rows:
+            reading = runner.open(Context(row, ()))
+            while reading.left:
+                runner.read([reading], 2)
+            runner.join(reading)
         found = runner.decode([row[-1] for row in rows]).float()
-        alone = [model(input_ids=torch.tensor([row], device=model.device)).logits[0, -1].float() for row in rows]
     except Exception as error:  # models refuse a foreign cache in many ways
         return None, f"the model does not take a shared cache ({type(error).__name__})"
-    expected = torch.stack(alone).to(found.device)
+    expected = torch.stack([out.logits[0, -1].float() for out in alone]).to(found.device)
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     if (found - expected).abs().max() > tolerance * expected.abs().max():
         return None, "the model's output changes when rows share a pass"
-    return cache.bytes_per_token, None
+    return layout, None
 
 
 def _budget(options: HfOptions, model: Any, bytes_per_token: int, context_length: int) -> int:
-    """Tokens that the cache may hold, rows times columns. Raises `StartupError` if that is next to nothing."""
-    most = options.max_batch * _blocks(context_length + COLUMN_BLOCK - 1)
+    """Tokens that the cache may hold. Raises `StartupError` if that is next to nothing."""
+    most = options.max_batch * _blocks(context_length + BLOCK_TOKENS - 1)
     if options.kv_cache_tokens is not None:
         tokens = options.kv_cache_tokens
     elif options.kv_cache_bytes is not None:
@@ -95,7 +122,7 @@ def _budget(options: HfOptions, model: Any, bytes_per_token: int, context_length
         device = model.device
         share = _HOST_SHARE if device.type == "cpu" else _DEVICE_SHARE
         tokens = int(free_memory(device) * share) // bytes_per_token
-    if tokens < COLUMN_BLOCK:
+    if tokens < BLOCK_TOKENS:
         raise StartupError(
             f"no memory is left for the key-value cache: {tokens} tokens of {bytes_per_token} bytes fit; "
             "choose a smaller model, `dtype` or `quantization`, or raise `kv_cache_bytes`"
@@ -104,7 +131,7 @@ def _budget(options: HfOptions, model: Any, bytes_per_token: int, context_length
 
 
 def _blocks(tokens: int) -> int:
-    return tokens // COLUMN_BLOCK * COLUMN_BLOCK
+    return tokens // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def _estimated_bytes_per_token(text_config: Any, model: Any) -> int:

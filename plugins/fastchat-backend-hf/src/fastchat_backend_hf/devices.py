@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastchat_serve import StartupError
 
-__all__ = ["empty_cache", "free_memory", "parse_bytes", "pick_device", "pick_dtype", "pick_threads"]
+__all__ = [
+    "empty_cache",
+    "free_memory",
+    "has_fast_bfloat16",
+    "parse_bytes",
+    "pick_device",
+    "pick_dtype",
+    "pick_threads",
+]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -35,13 +45,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The precision called `name`; ``auto`` is the one the weights are `stored` in, on a CPU float32."""
+    """The precision called `name`; ``auto`` is the one the weights are `stored` in.
+
+    On a CPU it is float32, except for weights stored in bfloat16 where the processor multiplies in it.
+    """
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if stored is torch.bfloat16 and has_fast_bfloat16() else torch.float32
     return stored if stored in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16: AVX512-BF16 or AMX."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def pick_threads(wanted: int) -> int:

@@ -1,4 +1,7 @@
-"""One step of all answers: drop who left, decode, let newcomers join, draw, accept.
+"""One step of all answers: drop who left, read a block of the waiting prompts, decode, draw, accept.
+
+A prompt is read up to its last token, which the row's first decoding step reads: so every logit that is
+drawn from comes out of one pass, whether an answer begins or goes on.
 
 A failure ends as little as it can: a newcomer that does not fit ends alone; memory that runs out in a shared pass ends
 the longest answer; any other failure of a shared pass ends its rows, and the next ones are served.
@@ -16,7 +19,9 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from fastchat_backend_hf.failures import as_serve_error, is_fatal, is_out_of_memory
-from fastchat_backend_hf.runners import Context, RowFailed, Runner
+from fastchat_backend_hf.pace import STEP_TOKENS, Pace
+from fastchat_backend_hf.reading import Reading
+from fastchat_backend_hf.runners import Block, Context, RowFailed, Runner
 from fastchat_backend_hf.sampling import Draw, Sampler, raw_logprobs
 from fastchat_backend_hf.scheduler import Scheduler
 from fastchat_backend_hf.sequences import Stream, TokenSequence
@@ -45,15 +50,15 @@ class Generation:
     ) -> None:
         """`device` is where tokens are drawn."""
         self._runner, self._vocabulary, self._device = runner, vocabulary, device
-        self._scheduler: Scheduler[TokenSequence] = Scheduler(
-            runner.fits, max_batch=max_batch, prefill_tokens=prefill_tokens
-        )
+        self._scheduler: Scheduler[TokenSequence] = Scheduler(runner.fits, max_batch=max_batch)
+        self._pace = Pace(prefill_tokens)
         self._sampler: Sampler | None = None
         self._news: list[News] = []
 
     @property
     def running(self) -> int:
-        return len(self._scheduler.running)
+        """Answers under way, those whose prompt is being read included."""
+        return len(self._scheduler.running) + len(self._scheduler.reading)
 
     @property
     def used_fraction(self) -> float:
@@ -67,18 +72,26 @@ class Generation:
         self._scheduler.add(sequence)
 
     def step(self) -> list[News]:
-        """Bring every answer one token further."""
+        """Bring every running answer one token further, and the prompts of the others a block."""
         self._news = []
         self._drop_unwanted()
         self._finish_complete()
-        parts = [logits for logits in (self._decode(), self._join()) if logits is not None]
-        if parts:
+        self._put_back()
+        self._admit()
+        self._join_complete()
+        if not self._scheduler.running:
+            self._read_alone()
+        began = time.perf_counter()
+        block = self._next_block()
+        logits = self._decode(block)
+        if logits is not None:
             try:
-                draws = self._draw(parts[0] if len(parts) == 1 else torch.cat(parts))
+                draws = self._draw(logits)
             except Exception as error:
                 self._fail_all(error)
             else:
                 self._accept(draws)
+                self._pace.took_beside(block.most if block else 0, time.perf_counter() - began)
         return self._news
 
     def release(self) -> None:
@@ -93,9 +106,9 @@ class Generation:
         def unwanted(sequence: TokenSequence) -> bool:
             return sequence.stream.aborted or (sequence.deadline is not None and now >= sequence.deadline)
 
-        for row in reversed(range(self.running)):
-            if unwanted(self._scheduler.running[row]):
-                self._end_early(self._drop(row))
+        for sequence in filter(unwanted, [*self._scheduler.running, *self._scheduler.reading]):
+            self._remove(sequence)
+            self._end_early(sequence)
         for sequence in self._scheduler.remove_waiting(unwanted):
             self._end_early(sequence)
 
@@ -106,42 +119,118 @@ class Generation:
         ):
             self._news.append(News(sequence.stream, sequence.finish(), ended=True))
 
-    def _decode(self) -> Tensor | None:
-        """Next-token logits of the rows under way, ``[rows, vocabulary]``."""
-        while (row := self._scheduler.surplus()) is not None:
-            self._scheduler.add(self._drop(row))
-        while running := self._scheduler.running:
-            try:
-                return self._runner.decode([sequence.last for sequence in running])
-            except RowFailed as failure:
-                self._fail_row(failure.row, failure.__cause__ or failure)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    self._fail_all(error)
-                elif not self._runner.shrink():
-                    self._fail_row(max(range(len(running)), key=lambda row: len(running[row])), error)
+    def _put_back(self) -> None:
+        while (sequence := self._scheduler.surplus()) is not None:
+            self._remove(sequence)
+            self._scheduler.add(sequence)
+
+    def _admit(self) -> None:
+        for sequence in self._scheduler.admit():
+            salt = (sequence.request.tenant, sequence.request.adapter or "") if sequence.scored else None
+            sequence.reading = self._runner.open(Context(sequence.prompt, sequence.answer, salt))
+            sequence.prompt_logprobs.clear()
+            self._scheduler.reading.append(sequence)
+
+    def _read_alone(self) -> None:
+        """Read a step's worth of prompts while no answer is under way. Those at their end become rows."""
+        most, spent, began = self._pace.alone(), 0, time.perf_counter()
+        while self._scheduler.reading and most - spent >= STEP_TOKENS:
+            group, count = self._scheduler.next_block((most - spent) // STEP_TOKENS * STEP_TOKENS)
+            spent += len(group) * min(count, group[0].unread)
+            self._read_block(group, count)
+            self._join_complete()
+        if spent:
+            self._runner.synchronize()
+            self._pace.took_alone(spent, time.perf_counter() - began)
+
+    def _next_block(self) -> Block | None:
+        """What is read beside the answers under way. A prompt to be scored has passes of its own."""
+        most = self._pace.beside()
+        if not (self._scheduler.running and self._scheduler.reading and most):
+            return None
+        sequence = self._scheduler.reading[0]
+        if sequence.scored:
+            return Block(_reading(sequence), min(most, sequence.unread))
+        self._read_block([sequence], most)
         return None
 
-    def _join(self) -> Tensor | None:
-        """First logits of the newcomers, ``[newcomers, vocabulary]``."""
-        joining = self._scheduler.admissible()
-        parts = []
-        groups = [joining] if joining else []
-        while groups:
-            group = groups.pop(0)
+    def _read_block(self, group: Sequence[TokenSequence], count: int) -> None:
+        """Read at most `count` tokens of each in one pass, and end the turn of those in `group`."""
+        try:
+            if group[0].scored:
+                self._runner.read([_reading(sequence) for sequence in group], count)
+            else:
+                self._score(group[0], count)
+        except Exception as error:
+            if is_out_of_memory(error) and self._runner.shrink():
+                self._read_block(group, count)
+            elif len(group) > 1:  # whose fault is it?
+                for sequence in group:
+                    self._read_block([sequence], count)
+            else:
+                self._give_up(group[0], error)
+        else:
+            for sequence in group:
+                self._scheduler.end_turn(sequence)
+
+    def _join_complete(self) -> None:
+        """Take over what others have read by now, and make rows of those that have nothing left to read."""
+        for sequence in list(self._scheduler.reading):
             try:
-                parts.append(self._begin(group))
+                self._runner.recall(_reading(sequence))
+                if not sequence.unread:
+                    self._join(sequence)
             except Exception as error:
                 if is_out_of_memory(error) and self._runner.shrink():
-                    groups.insert(0, group)
-                elif len(group) > 1:  # whose fault is it?
-                    groups = [[sequence] for sequence in group]
+                    return self._join_complete()
+                self._give_up(sequence, error)
+        return None
+
+    def _join(self, sequence: TokenSequence) -> None:
+        reading = _reading(sequence)
+        if not sequence.scored and sequence.echo is not None:
+            first = self._vocabulary.unpredicted(sequence.prompt[0])
+            sequence.echo = replace(sequence.echo, logprobs=(first, *sequence.prompt_logprobs))
+            sequence.scored = True
+        if sequence.finish_reason is not None:  # only its prompt was of interest
+            self._remove(sequence)
+            self._news.append(News(sequence.stream, sequence.finish(), ended=True))
+            return
+        self._runner.join(reading)
+        if not sequence.answer:
+            sequence.cached_tokens = reading.cached
+        sequence.reading = None
+        self._scheduler.reading.remove(sequence)
+        self._scheduler.running.append(sequence)
+        self._sampler = None
+
+    def _decode(self, block: Block | None) -> Tensor | None:
+        """Next-token logits of the rows under way, ``[rows, vocabulary]``. Reads `block` as well."""
+        while running := self._scheduler.running:
+            try:
+                logits = self._runner.decode([sequence.last for sequence in running], block)
+            except Exception as error:
+                if is_out_of_memory(error) and self._runner.shrink():
+                    continue
+                if block is not None:  # a pass with fewer to blame
+                    block = None
                 else:
-                    self._fail(group[0], error)
+                    self._blame(error)
             else:
-                self._scheduler.running += group
-                self._sampler = None
-        return torch.cat(parts) if parts else None
+                if block is not None:
+                    self._scheduler.end_turn(self._scheduler.reading[0])
+                return logits
+        return None
+
+    def _blame(self, error: Exception) -> None:
+        """A decoding pass failed: end a row, or all, so that the next may do."""
+        running = self._scheduler.running
+        if isinstance(error, RowFailed):
+            self._fail_row(error.row, error.__cause__ or error)
+        elif is_out_of_memory(error):
+            self._fail_row(max(range(len(running)), key=lambda row: len(running[row])), error)
+        else:
+            self._fail_all(error)
 
     def _draw(self, logits: Tensor) -> list[Draw]:
         if self._sampler is None:
@@ -149,7 +238,7 @@ class Generation:
         return self._sampler.draw(logits)
 
     def _accept(self, draws: Sequence[Draw]) -> None:
-        for row in reversed(range(self.running)):
+        for row in reversed(range(len(draws))):
             sequence = self._scheduler.running[row]
             try:
                 chunk = self._chunk(sequence, draws[row])
@@ -160,40 +249,40 @@ class Generation:
             ended = chunk.finish_reason is not None
             self._news.append(News(sequence.stream, chunk, ended))
             if ended:
+                self._runner.keep(row, [*sequence.prompt, *sequence.answer])
                 self._drop(row)
 
     # ------------------------------------------------------------------------------------------ details
 
-    def _begin(self, group: Sequence[TokenSequence]) -> Tensor:
-        if len(group) == 1 and not group[0].scored:
-            return self._score(group[0])
-        return self._runner.prefill([Context(sequence.prompt, sequence.answer) for sequence in group])
-
-    def _score(self, sequence: TokenSequence) -> Tensor:
-        """Begin a row and attach the log-probabilities of its prompt to its echo."""
-        assert sequence.echo is not None
-        entries = [self._vocabulary.unpredicted(token) for token in sequence.prompt[:1]]
-        after = sequence.prompt[1:]
-        block = torch.empty(0)
-        for block in self._runner.score(Context(sequence.prompt, sequence.answer)):
-            predicted, after = after[: len(block)], after[len(block) :]
-            if predicted:
-                logprobs = block[: len(predicted)].float().log_softmax(-1)
-                tokens = torch.tensor(predicted, device=block.device)
-                counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
-                found = raw_logprobs(logprobs, tokens, counts)
-                entries += map(self._vocabulary.logprob, predicted, found)
-        sequence.echo = replace(sequence.echo, logprobs=tuple(entries))
-        sequence.scored = True
-        return block[-1:]
+    def _score(self, sequence: TokenSequence, most: int) -> None:
+        """Read a block of a prompt and note the log-probabilities of the tokens that follow each of its positions."""
+        reading = _reading(sequence)
+        after = reading.done + 1
+        logits = self._runner.score(reading, most)
+        predicted = sequence.prompt[after : after + len(logits)]
+        tokens = torch.tensor(predicted, device=logits.device)
+        counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
+        found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
+        sequence.prompt_logprobs += map(self._vocabulary.logprob, predicted, found)
 
     def _chunk(self, sequence: TokenSequence, draw: Draw) -> Chunk:
-        if sequence.finish_reason is not None:  # it joined only to have its prompt scored
-            return sequence.finish()
         if draw.token is None:
             raise EngineError("The model's output for this request is not a number (NaN or infinite).")
         logprob = None if draw.alternatives is None else self._vocabulary.logprob(draw.token, draw.alternatives)
         return sequence.accept(draw.token, logprob)
+
+    def _remove(self, sequence: TokenSequence) -> None:
+        """Take it out of the batch, wherever it is."""
+        if sequence.reading is None:
+            self._drop(self._scheduler.running.index(sequence))
+        else:
+            self._runner.close(sequence.reading)
+            self._scheduler.reading.remove(sequence)
+            sequence.reading = None
+
+    def _give_up(self, sequence: TokenSequence, error: BaseException) -> None:
+        self._remove(sequence)
+        self._fail(sequence, error)
 
     def _drop(self, row: int) -> TokenSequence:
         self._runner.drop(row)
@@ -204,7 +293,7 @@ class Generation:
         self._fail(self._drop(row), error)
 
     def _fail_all(self, error: BaseException) -> None:
-        for row in reversed(range(self.running)):
+        for row in reversed(range(len(self._scheduler.running))):
             self._fail_row(row, error)
 
     def _fail(self, sequence: TokenSequence, error: BaseException) -> None:
@@ -216,3 +305,8 @@ class Generation:
     def _end_early(self, sequence: TokenSequence) -> None:
         late = None if sequence.stream.aborted else DeadlineExceeded("The answer took longer than its time limit.")
         self._news.append(News(sequence.stream, ended=True, error=late))
+
+
+def _reading(sequence: TokenSequence) -> Reading:
+    assert sequence.reading is not None
+    return sequence.reading

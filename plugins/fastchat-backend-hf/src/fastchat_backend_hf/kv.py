@@ -1,189 +1,353 @@
-"""The key-value cache of the batch: one row per answer, written in place.
+"""The key-value cache of the batch: rows of similar length lie on one shelf, and a step attends shelf by shelf.
 
-Per layer, keys and values are ``[rows, heads, columns, head_dim]``. The token at position *i* of the answer in
-row *r* lies in row *r*, column *i*. So a newcomer is written into the next free row while
-nobody else moves, and when a row leaves, the last one takes its place: live rows are always the
-first ones, and a step attends to a plain view. Rows are shorter than the view; the mask hides the rest.
-
-The tensors grow in both directions, generously while the budget allows. `KvCache.fits` says
-beforehand whether they may; the scheduler asks it.
+A shelf holds rows of at most so many columns, twice as many as the next smaller one: per layer, keys and values are
+``[rows, heads, columns, width]``. The token at position *i* of an answer lies in column *i* of its row. A newcomer is
+written into the next free row of its shelf while nobody else moves; the shelf's last row takes the place of one that
+leaves; a row that outgrows its shelf moves to the next. So memory and work follow the sum of
+the lengths, not their number times the longest, and what a step attends to are plain views of which the
+mask hides the unused ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["COLUMN_BLOCK", "KvCache", "Span"]
+from fastchat_backend_hf.cells import Cells, Layout
 
-COLUMN_BLOCK = 16
-"""Columns are added in multiples of this."""
+__all__ = ["LEAST_COLUMNS", "Attend", "KvCache"]
+
+LEAST_COLUMNS = 64
+"""Of the smallest shelf."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention of ``query, keys, values, mask``: ``[rows, heads, tokens, width]`` each, the mask
+``[rows, 1, 1, columns]``; its result has rows first."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One answer's tokens: so many of them, on this shelf, in this row of it."""
+
+    length: int
+    shelf: _Shelf
+    slot: int
+
+
+class _Shelf:
+    """Rows of at most `columns` tokens. Live ones come first."""
+
+    def __init__(self, layout: Layout, columns: int) -> None:
+        self.columns = columns
+        self.live: list[_Row] = []
+        self.parts = [
+            torch.empty(0, kind.heads, columns, kind.width, dtype=kind.dtype, device=kind.device)
+            for kind in layout.kinds
+        ]
+        """Keys and values of each layer in turn."""
+
+    @property
+    def rows(self) -> int:
+        """Those there is room for."""
+        return len(self.parts[0])
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    def resize(self, rows: int) -> None:
+        """Have room for so many rows. New ones are zero, as what is masked must still be a number."""
+        kept = len(self.live)
+        for number, part in enumerate(self.parts):
+            if len(part) != rows:
+                self.parts[number] = _zeros(rows, part)
+                self.parts[number][:kept] = part[:kept]
+
+    def take(self, slot: int, length: int) -> _Row:
+        """A row in the first free slot, which holds so many tokens already."""
+        row = _Row(length, self, slot)
+        self.live.append(row)
+        return row
+
+    def leave(self, row: _Row) -> None:
+        """The last row takes the place of `row`."""
+        last = self.live.pop()
+        if last is not row:
+            for part in self.parts:
+                part[row.slot, :, : last.length] = part[last.slot, :, : last.length]
+            self.live[row.slot] = last
+            last.slot = row.slot
 
 
 @dataclass(slots=True)
-class Span:
-    """Where one forward pass writes: `length` columns from `start` on in `count` rows from `first` on.
+class _View:
+    """What a step does on one shelf."""
 
-    `cells` is set for a decoding step: there each row has its own start, and one column is written. It holds the
-    row and column of each new token, two tensors ``[count]``.
-    """
+    shelf: _Shelf
+    rows: Tensor
+    """Which of the batch's rows lie on it, in its order."""
+    is_batch: bool
+    """They are all of them, in the batch's order."""
+    slots: Tensor
+    columns: Tensor
+    """Where each row's new token is written."""
+    width: int
+    """Columns to attend to."""
+    mask: Tensor | None
+    """``[rows, 1, 1, width]``; None: the rows are equally long."""
 
-    first: int = 0
-    count: int = 0
-    start: int = 0
-    length: int = 0
-    cells: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def width(self) -> int:
-        """Columns that the pass attends to."""
-        return self.start + self.length
-
-    def place(self, *, first: int, count: int, start: int, length: int) -> None:
-        """Write one block for all rows."""
-        self.first, self.count, self.start, self.length, self.cells = first, count, start, length, None
-
-    def place_step(self, lengths: Tensor, width: int) -> None:
-        """Write one token behind each of the first rows, which hold `lengths`; `width` is the longest plus one."""
-        self.place(first=0, count=len(lengths), start=width - 1, length=1)
-        self.cells = (torch.arange(len(lengths), device=lengths.device), lengths)
+    def write(self, number: int, states: Tensor) -> Tensor:
+        """Store ``[batch, heads, 1, width]`` in one part and return all of it that the step attends to."""
+        part = self.shelf.parts[number]
+        new = states if self.is_batch else states[self.rows.to(states.device)]
+        part[self.slots.to(part.device), :, self.columns.to(part.device)] = new[:, :, 0]
+        return part[: len(self.slots), :, : self.width]
 
 
-class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not annotated
-    """Keys and values of one layer."""
+class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not annotated
+    """One layer, as transformers knows it."""
 
     is_sliding = False
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, cache: KvCache, number: int) -> None:
         super().__init__()
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self._span = span
-        self.shape = (0, 0)
-        """Rows and columns to hold from the next update on."""
+        self._cache, self._number = cache, number
+        self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """`update` does it."""
+        """The room is there already."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys = self._reshaped(self.keys, key_states)
-        self.values = self._reshaped(self.values, value_states)
-        self.is_initialized = True
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
-
-    def _write(self, cells: Tensor, states: Tensor) -> Tensor:
-        """Store `states` and return all that the pass attends to."""
-        span = self._span
-        rows = slice(span.first, span.first + span.count)
-        if span.cells is not None:
-            row, column = span.cells
-            cells[row.to(cells.device), :, column.to(cells.device)] = states[:, :, 0]
-        else:
-            cells[rows, :, span.start : span.width] = states
-            if span.start == 0:
-                return states
-        return cells[rows, :, : span.width]
-
-    def _reshaped(self, cells: Tensor | None, states: Tensor) -> Tensor:
-        """`cells` in `shape`, where `states` are; new ones are zero, as what is masked must still be a number."""
-        if cells is not None and (cells.shape[0], cells.shape[2]) == self.shape:
-            return cells
-        rows, columns = self.shape
-        grown = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
-        if cells is not None:
-            rows, columns = min(rows, cells.shape[0]), min(columns, cells.shape[2])
-            grown[:rows, :, :columns] = cells[:rows, :, :columns]
-        return grown
-
-    def reset(self) -> None:
-        self.keys = self.values = None
-        self.is_initialized, self.shape = False, (0, 0)
+        if self._cache.attends:
+            return key_states, value_states
+        return self._cache.gather(2 * self._number, key_states), self._cache.gather(2 * self._number + 1, value_states)
 
     def get_seq_length(self) -> int:
-        return self._span.start
+        return 0 if self._cache.attends else self._cache.width - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._span.width, 0
+        return query_length if self._cache.attends else self._cache.width, 0
 
     def get_max_length(self) -> int:
         return -1
 
 
 class KvCache(Cache):  # type: ignore[misc]
-    """The cache given to the model. Every forward pass is preceded by ``span.place``."""
+    """The cache given to the model in a decoding step, which is preceded by `place`.
 
-    def __init__(self, *, layers: int, max_rows: int, max_columns: int, budget_tokens: int) -> None:
-        """`budget_tokens` bounds rows times columns and is at least `max_columns`."""
-        self.span = Span()
-        super().__init__(layers=[_SlotLayer(self.span) for _ in range(layers)])
-        self._max_rows, self._max_columns = max_rows, max_columns
-        self.budget_tokens = budget_tokens
-        self._shape = (0, 0)
+    Attributes:
+        attends: The model's attention goes through `attend`, and no mask is asked for. Otherwise each layer is given
+            the rows of all shelves side by side, which takes a copy when there are several.
+        width: Columns of the longest row in the step.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        max_rows: int,
+        max_columns: int,
+        budget_tokens: int,
+        make_room: Callable[[int], None],
+        least_columns: int = LEAST_COLUMNS,
+    ) -> None:
+        """`budget_tokens` is at least `max_columns`; `make_room` is told how many tokens are about to be held."""
+        super().__init__(layers=[_RowsLayer(self, number) for number in range(layout.layers)])
+        self._layout, self._make_room = layout, make_room
+        self._max_rows, self._budget_tokens = max_rows, budget_tokens
+        self._least_columns, self._max_columns = least_columns, max_columns
+        self.attends, self.width = False, 0
+        self._rows: list[_Row] = []
+        self._shelves: dict[int, _Shelf] = {}
+        self._views: list[_View] = []
         self._generous = True
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def tokens(self) -> int:
+        """What there is room for."""
+        return sum(shelf.tokens for shelf in self._shelves.values())
+
+    @property
+    def used_tokens(self) -> int:
+        """What the rows take."""
+        return sum(row.shelf.columns for row in self._rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [row.length for row in self._rows]
 
     def fits(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths can be held together."""
-        return len(lengths) * self._rounded(max(lengths, default=0)) <= self.budget_tokens
+        return sum(map(self._columns, lengths)) <= self._budget_tokens
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Make room for rows 0 to `rows`, columns 0 to `columns`; the caller has asked `fits`."""
-        if rows <= self._shape[0] and columns <= self._shape[1]:
-            return
-        self._shape = self._roomy(rows, columns)
-        for layer in self._slots():
-            layer.shape = self._shape
+    # ---------------------------------------------------------------------------------- rows come and go
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` columns of one row to another."""
-        for layer in self._slots():
-            for cells in (layer.keys, layer.values):
-                if cells is not None:
-                    cells[target, :, :length] = cells[source, :, :length]
+    def add(self, cells: Cells | None, length: int) -> None:
+        """A row behind the others, with the first `length` tokens of `cells`. After an exception there is none."""
+        shelf, slot = self._free_slot(length + 1)
+        if cells is not None:
+            for number, part in enumerate(shelf.parts):
+                part[slot, :, :length] = cells.part(number)[:, :length]
+        self._rows.append(shelf.take(slot, length))
+
+    def drop(self, row: int) -> None:
+        """The last row takes the place of this one."""
+        self._leave(self._rows[row])
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
+
+    def extend(self) -> None:
+        """Give every row room for one token more."""
+        for number, row in enumerate(self._rows):
+            if row.length == row.shelf.columns:
+                shelf, slot = self._free_slot(row.length + 1)
+                for source, target in zip(row.shelf.parts, shelf.parts, strict=True):
+                    target[slot, :, : row.length] = source[row.slot, :, : row.length]
+                self._leave(row)
+                self._rows[number] = shelf.take(slot, row.length)
+        if self.tokens > self._budget_tokens:  # with places that rows have moved from
+            self._compact()
 
     def scrub(self, row: int) -> None:
         """Forget what a row holds: a value that is not a number would leak through the mask."""
-        for layer in self._slots():
-            for cells in (layer.keys, layer.values):
-                if cells is not None:
-                    cells[row] = 0
+        for part in self._rows[row].shelf.parts:
+            part[self._rows[row].slot] = 0
+
+    def copy_out(self, row: int, start: int, stop: int) -> Cells:
+        """A copy of what a row holds in these columns."""
+        cells, held = self._layout.empty(stop - start), self._rows[row]
+        for number, part in enumerate(held.shelf.parts):
+            cells.part(number)[:] = part[held.slot, :, start:stop]
+        return cells
 
     def shrink(self) -> bool:
         """Hold no more than is needed from now on; False if that is so already."""
         was_generous, self._generous = self._generous, False
-        self._shape = (0, 0)  # so that the next `reserve` plans anew
         return was_generous
 
     def release(self) -> None:
-        """Give the memory back."""
-        self._shape = (0, 0)
-        for layer in self._slots():
-            layer.reset()
+        """End all rows and give the memory back."""
+        self._rows.clear()
+        self._views.clear()
+        self._shelves.clear()
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Of all layers together, known after the first pass."""
-        cells = [cells for layer in self._slots() for cells in (layer.keys, layer.values) if cells is not None]
-        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in cells)
+    # ------------------------------------------------------------------------------------------- a step
 
-    def _roomy(self, rows: int, columns: int) -> tuple[int, int]:
-        """The shape to grow to: more than is asked for, if the budget holds it, so that growing is rare."""
-        tight = self._rounded(columns)
-        if not self._generous:
-            return rows, tight
-        more_rows = min(self._max_rows, 1 << (rows - 1).bit_length())
-        more_columns = min(self._rounded(columns * 3 // 2), self._max_columns)
-        for shape in ((more_rows, more_columns), (more_rows, tight), (rows, more_columns)):
-            if shape[0] * shape[1] <= self.budget_tokens:
-                return shape
-        return rows, tight
+    def place(self, device: torch.device) -> Tensor:
+        """The next pass writes one token behind each row. Returns their lengths ``[rows]``."""
+        numbers = {id(row): number for number, row in enumerate(self._rows)}
+        self._views = []
+        for shelf in self._shelves.values():
+            if shelf.live:
+                lengths = torch.tensor([row.length for row in shelf.live], device=device)
+                rows = [numbers[id(row)] for row in shelf.live]
+                self._views.append(_view(shelf, rows, lengths, len(self._rows)))
+        self.width = max(view.width for view in self._views)
+        only = self._views[0]
+        return only.columns if only.is_batch else torch.tensor(self.lengths, device=device)
 
-    def _rounded(self, columns: int) -> int:
-        return min(-(-columns // COLUMN_BLOCK) * COLUMN_BLOCK, max(self._max_columns, columns))
+    def advance(self) -> None:
+        """The pass is made."""
+        for row in self._rows:
+            row.length += 1
 
-    def _slots(self) -> list[_SlotLayer]:
-        return [layer for layer in self.layers if isinstance(layer, _SlotLayer)]
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        """Store a layer's new keys and values, and let `attend` see each shelf. Rows first, as in `query`."""
+        found = []
+        for view in self._views:
+            keys, values = view.write(2 * layer, key), view.write(2 * layer + 1, value)
+            mask = None if view.mask is None else view.mask.to(query.device)
+            if view.is_batch:
+                return attend(query, keys, values, mask)
+            found.append(attend(query[view.rows.to(query.device)], keys, values, mask))
+        joined = found[0].new_empty(len(query), *found[0].shape[1:])
+        for view, part in zip(self._views, found, strict=True):
+            joined[view.rows.to(joined.device)] = part
+        return joined
+
+    def gather(self, number: int, states: Tensor) -> Tensor:
+        """Store a part's new states and return all rows, ``[rows, heads, width of the longest, width]``."""
+        parts = [view.write(number, states) for view in self._views]
+        if self._views[0].is_batch:
+            return parts[0]
+        joined = states.new_zeros(len(states), states.shape[1], self.width, states.shape[3])
+        for view, part in zip(self._views, parts, strict=True):
+            joined[view.rows.to(joined.device), :, : view.width] = part
+        return joined
+
+    # ---------------------------------------------------------------------------------------------- room
+
+    def _columns(self, length: int) -> int:
+        """Of the shelf for rows of this length."""
+        columns = self._least_columns << max(0, (length - 1) // self._least_columns).bit_length()
+        return max(length, min(columns, self._max_columns))
+
+    def _free_slot(self, length: int) -> tuple[_Shelf, int]:
+        """A place for a row of this length, nobody's yet."""
+        columns = self._columns(length)
+        shelf = self._shelves.get(columns) or _Shelf(self._layout, columns)
+        slot = len(shelf.live)
+        if slot == shelf.rows:
+            self._grow(shelf)
+            self._shelves[columns] = shelf
+        return shelf, slot
+
+    def _grow(self, shelf: _Shelf) -> None:
+        """Room for one row more, or for twice as many while the budget is half empty: then growing is rare."""
+        least = shelf.rows + 1
+        rows = max(least, min(2 * shelf.rows, self._max_rows))
+        if not self._generous or self._tokens_with(shelf, rows) > self._budget_tokens // 2:
+            rows = least
+        if not self._generous or self._tokens_with(shelf, rows) > self._budget_tokens:
+            self._compact()
+        self._make_room(self._tokens_with(shelf, rows))
+        shelf.resize(rows)
+
+    def _tokens_with(self, shelf: _Shelf, rows: int) -> int:
+        """What there would be room for if `shelf` had so many rows."""
+        return self.tokens + (rows - shelf.rows) * shelf.columns
+
+    def _leave(self, row: _Row) -> None:
+        row.shelf.leave(row)
+        if not row.shelf.live:
+            del self._shelves[row.shelf.columns]
+
+    def _compact(self) -> None:
+        """Give back what no row is in."""
+        for shelf in self._shelves.values():
+            shelf.resize(len(shelf.live))
+
+
+def _zeros(rows: int, like: Tensor) -> Tensor:
+    """So many rows like those of `like`. On a CPU the system gives zeroed memory page by page, as it is written."""
+    shape = (rows, *like.shape[1:])
+    if like.device.type != "cpu" or rows == 0:
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
+
+
+def _view(shelf: _Shelf, rows: list[int], lengths: Tensor, batch: int) -> _View:
+    longest = max(row.length for row in shelf.live)
+    device = lengths.device
+    mask = None
+    if any(row.length != longest for row in shelf.live):
+        mask = (torch.arange(longest + 1, device=device) <= lengths[:, None])[:, None, None]
+    return _View(
+        shelf,
+        rows=torch.tensor(rows, device=device),
+        is_batch=rows == list(range(batch)),
+        slots=torch.arange(len(rows), device=device),
+        columns=lengths,
+        width=longest + 1,
+        mask=mask,
+    )

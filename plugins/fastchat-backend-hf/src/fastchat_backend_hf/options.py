@@ -57,7 +57,11 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kv_cache_bytes: _Bytes | None = None
     """The same in bytes, for instance ``"2GiB"``. None for both: from the memory free after loading."""
     prefill_tokens: _Positive = 2048
-    """Prompt tokens read between two steps of the answers under way; one longer prompt is read at once."""
+    """The most prompt tokens read in one pass. How many between two steps of answers under way follows from how long
+    they take."""
+    prefix_cache: bool = True
+    """Keep what was computed for prompts and answers, in memory that the cache has left, and reuse it for prompts of
+    the same client that begin alike."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU threads of torch, for the whole process. 0: OMP_NUM_THREADS, otherwise one core is left free."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from fastchat_backend_hf.reading import Reading
 from fastchat_serve import Chunk, FinishReason, GenerateRequest, PromptEcho, TokenLogprob, Usage
 from fastchat_serve.text import AnswerText
 
@@ -47,6 +48,9 @@ class TokenSequence:
         deadline: In seconds of `time.monotonic`, or None.
         echo: To be sent with the first chunk.
         scored: The prompt's log-probabilities are in `echo`, or nobody wants them.
+        reading: While the prompt is being read.
+        prompt_logprobs: Those of the part of the prompt that has been scored, without its first token.
+        cached_tokens: Of the prompt, found in a cache when it was first read.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class TokenSequence:
         self.stop_ids, self.constraint = stop_ids, constraint
         self.echo: PromptEcho | None = None
         self.scored = request.prompt_logprobs is None or bool(self.answer)
+        self.reading: Reading | None = None
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.cached_tokens = 0
         self._text = text
         self._stopped = bool(self.answer) and self.last in stop_ids
         text.resume(self.answer[:-1] if self._stopped else self.answer)
@@ -78,7 +85,18 @@ class TokenSequence:
 
     @property
     def last(self) -> int:
-        return self.answer[-1]
+        """The token to be read next, once all before it are."""
+        return self.answer[-1] if self.answer else self.prompt[-1]
+
+    @property
+    def unread(self) -> int:
+        """Tokens to be read before the answer goes on."""
+        return 0 if self.reading is None else self.reading.left
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of them are read."""
+        return self.reading is not None and self.reading.done > 0
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -114,7 +132,7 @@ class TokenSequence:
             prompt=self._take_echo(),
             finish_reason=self.finish_reason,
             stop_match=self._text.matched or (self.last if self._stopped else None),
-            usage=Usage(len(self.prompt), len(self.answer)),
+            usage=Usage(len(self.prompt), len(self.answer), self.cached_tokens),
         )
 
     def _take_echo(self) -> PromptEcho | None:

@@ -1,19 +1,20 @@
 """Runners for models whose rows cannot share a pass: each row has a cache of the model's own kind.
 
 Sliding windows, recurrent states, cross-attention: their caches trim themselves, or have no columns to
-mask. The rows still take turns step by step, so every stream moves; there is only nothing gained by many.
+mask. The rows still take turns step by step, so every stream moves; there is only nothing gained by many. A prompt
+is read at once, since not every such cache can be continued by more than one token.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastchat_backend_hf.runners import Context, RowFailed
+from fastchat_backend_hf.reading import Reading
+from fastchat_backend_hf.runners import Block, Context, RowFailed
 
 __all__ = ["EncoderDecoderRunner", "SoloRunner"]
 
@@ -27,8 +28,6 @@ class SoloRunner:
     def __init__(self, model: Any, *, budget_tokens: int) -> None:
         self._model, self._budget = model, budget_tokens
         self._device = model.get_input_embeddings().weight.device
-        can_leave_out = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_only: _State = {"logits_to_keep": 1} if can_leave_out else {}
         self._lengths: list[int] = []
         self._states: list[_State] = []
         self._passed: list[Tensor] = []
@@ -41,19 +40,33 @@ class SoloRunner:
     def fits(self, lengths: Sequence[int]) -> bool:
         return sum(lengths) <= self._budget
 
-    def prefill(self, contexts: Sequence[Context]) -> Tensor:
-        begun = [self._begin(context, self._last_only) for context in contexts]
-        for context, (_, state) in zip(contexts, begun, strict=True):
-            self._append(context, state)
-        return torch.stack([logits[-1] for logits, _ in begun])
+    def open(self, context: Context) -> Reading:
+        return Reading([*context.prompt, *context.answer][:-1])
 
-    def score(self, context: Context) -> Iterator[Tensor]:
-        """In one block: not every such cache can be continued by more than one token."""
-        logits, state = self._begin(context, {})
-        yield logits
-        self._append(context, state)
+    def recall(self, reading: Reading) -> None:
+        """Nothing is kept for others."""
 
-    def decode(self, tokens: Sequence[int]) -> Tensor:
+    def read(self, readings: Sequence[Reading], most: int) -> None:
+        for reading in readings:
+            out = self._pass(self._model.base_model, self._tensor(reading.tokens), {})
+            reading.kv, reading.done = _continued(out), len(reading.tokens)
+
+    def score(self, reading: Reading, most: int) -> Tensor:
+        out = self._pass(self._model, self._tensor(reading.tokens), {})
+        reading.kv, reading.done = _continued(out), len(reading.tokens)
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def join(self, reading: Reading) -> None:
+        self._lengths.append(len(reading.tokens))
+        self._states.append(reading.kv or {})
+
+    def close(self, reading: Reading) -> None:
+        reading.kv = None
+
+    def decode(self, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+        if block is not None and block.reading.left:
+            self.read([block.reading], block.most)
         for row in range(len(self._passed), len(tokens)):
             try:
                 logits, self._states[row] = self._forward(self._tensor([tokens[row]]), self._states[row])
@@ -64,6 +77,9 @@ class SoloRunner:
         self._lengths = [length + 1 for length in self._lengths]
         return logits
 
+    def keep(self, row: int, tokens: Sequence[int]) -> None:
+        """Nothing is kept for others."""
+
     def drop(self, row: int) -> None:
         self._lengths[row], self._states[row] = self._lengths[-1], self._states[-1]
         self._lengths.pop()
@@ -71,6 +87,9 @@ class SoloRunner:
 
     def scrub(self, row: int) -> None:
         """Nobody inherits a cache here."""
+
+    def synchronize(self) -> None:
+        """Passes are not timed: prompts are read at once, whatever that takes."""
 
     def shrink(self) -> bool:
         """These caches never hold more than they need."""
@@ -81,22 +100,22 @@ class SoloRunner:
         self._states.clear()
         self._passed.clear()
 
-    def _begin(self, context: Context, options: _State) -> tuple[Tensor, _State]:
-        """Logits of all positions, or those that `options` ask for, and the state of the new row."""
-        return self._forward(self._tensor([*context.prompt, *context.answer]), options)
-
-    def _append(self, context: Context, state: _State) -> None:
-        self._lengths.append(len(context))
-        self._states.append(state)
-
     def _forward(self, tokens: Tensor, state: _State) -> tuple[Tensor, _State]:
-        out = self._model(input_ids=tokens, use_cache=True, return_dict=True, **state)
-        # Mamba and its kin name their cache differently.
-        name = "past_key_values" if out.get("past_key_values") is not None else "cache_params"
-        return out.logits[0], {name: out[name]}
+        """The next logits of a row, and its next state."""
+        out = self._pass(self._model, tokens, state)
+        return out.logits[0], _continued(out)
+
+    def _pass(self, network: Any, tokens: Tensor, state: _State) -> Any:
+        return network(input_ids=tokens, use_cache=True, return_dict=True, **state)
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self._device)
+
+
+def _continued(out: Any) -> _State:
+    """What a pass leaves behind for the next one. Mamba and its kin name their cache differently."""
+    name = "past_key_values" if out.get("past_key_values") is not None else "cache_params"
+    return {name: out[name]}
 
 
 class EncoderDecoderRunner(SoloRunner):
@@ -106,10 +125,25 @@ class EncoderDecoderRunner(SoloRunner):
         super().__init__(model, budget_tokens=budget_tokens)
         self._prefix = list(prefix)
 
-    def _begin(self, context: Context, options: _State) -> tuple[Tensor, _State]:
-        encoded = self._model.get_encoder()(input_ids=self._tensor(context.prompt), return_dict=True)
-        return self._forward(self._tensor([*self._prefix, *context.answer]), {**options, "encoder_outputs": encoded})
+    def open(self, context: Context) -> Reading:
+        reading = Reading(context.prompt)
+        reading.kv = {"decoded": [*self._prefix, *context.answer]}
+        return reading
+
+    def read(self, readings: Sequence[Reading], most: int) -> None:
+        for reading in readings:
+            *before, last = reading.kv["decoded"]
+            encoded = self._model.get_encoder()(input_ids=self._tensor(reading.tokens), return_dict=True)
+            state: _State = {"encoder_outputs": encoded}
+            if before:
+                state |= super()._forward(self._tensor(before), state)[1]
+            reading.kv, reading.done = {**state, "first": last}, len(reading.tokens)
 
     def _forward(self, tokens: Tensor, state: _State) -> tuple[Tensor, _State]:
-        out = self._model(decoder_input_ids=tokens, use_cache=True, return_dict=True, **state)
-        return out.logits[0], {"encoder_outputs": state["encoder_outputs"], "past_key_values": out.past_key_values}
+        """A row's first token in the decoder is not the last one of its prompt."""
+        first, state = state.get("first"), {name: value for name, value in state.items() if name != "first"}
+        logits, after = super()._forward(tokens if first is None else self._tensor([first]), state)
+        return logits, {**state, **after}
+
+    def _pass(self, network: Any, tokens: Tensor, state: _State) -> Any:
+        return network(decoder_input_ids=tokens, use_cache=True, return_dict=True, **state)

@@ -41,6 +41,10 @@ def sampling_params(
         raise Unsupported(
             "best_of is not supported: every choice is returned. Leave it out, or ask for n.", param="best_of"
         )
+    if request.logits_processors is not None:
+        raise Unsupported("A request cannot bring code along.", param="logits_processors")
+    if request.custom_logit_processor is not None:
+        raise Unsupported("A request cannot bring code along.", param="custom_logit_processor")
     temperature = _either(request.temperature, advised.temperature)
     top_p = _either(request.top_p, advised.top_p)
     if top_p == 0:  # the smallest nucleus is the most likely token

@@ -1,6 +1,6 @@
 """Thousands of requests of every kind leave nothing behind (G8, F42).
 
-5 000 by default. ``FASTCHAT_LEAK_REQUESTS=100000 pytest tests/end_to_end/test_leaks.py`` is the full run.
+5 000 by default. ``FASTCHAT_LEAK_REQUESTS=100000 pytest tests/faults/test_f42_leaks.py`` is the full run.
 """
 
 from __future__ import annotations

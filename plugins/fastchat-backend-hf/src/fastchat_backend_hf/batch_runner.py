@@ -1,0 +1,252 @@
+"""The runner for models whose rows share a pass: rows in one `KvCache`, prompts in cells of their own.
+
+A prompt is computed outside the batch and copied into it once it is read: nobody else's cache moves, and giving up a
+half-read prompt is letting go of its cells. Blocks of prompts and answers stay behind for those that begin
+alike, in whatever memory rows and prompts being read leave of the budget.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from fastchat_backend_hf.cells import BlockCache, Cells, Layout
+from fastchat_backend_hf.failures import is_out_of_memory
+from fastchat_backend_hf.kv import LEAST_COLUMNS, KvCache
+from fastchat_backend_hf.mixed_pass import MixedPass
+from fastchat_backend_hf.prefixes import PrefixCache
+from fastchat_backend_hf.reading import BLOCK_TOKENS, Reading
+from fastchat_backend_hf.runners import Block, Context
+
+__all__ = ["BatchRunner"]
+
+_SCORE_BLOCK = 256
+"""Prompt positions whose logits are held at a time when a prompt is scored."""
+
+
+class _Origin(NamedTuple):
+    """What of a row is kept for others, under which names."""
+
+    salt: tuple[str, ...] | None
+    names: Sequence[bytes]
+
+
+class BatchRunner:
+    """All rows in one pass."""
+
+    def __init__(
+        self,
+        model: Any,
+        layout: Layout,
+        *,
+        max_rows: int,
+        max_columns: int,
+        budget_tokens: int,
+        share_prefixes: bool,
+        attends: bool,
+        least_columns: int = LEAST_COLUMNS,
+    ) -> None:
+        """`budget_tokens` is at least `max_columns`; `attends`: `model` takes its attention from `attention.py`."""
+        self._model, self._layout, self._budget = model, layout, budget_tokens
+        self._rows = KvCache(
+            layout,
+            max_rows=max_rows,
+            max_columns=max_columns,
+            budget_tokens=budget_tokens,
+            make_room=self._evict_beside_readings,
+            least_columns=least_columns,
+        )
+        self._rows.attends = attends
+        self._origins: list[_Origin] = []
+        """Of each row."""
+        self._blocks = BlockCache(layout.layers)
+        self._prefixes: PrefixCache[Cells] | None = PrefixCache() if share_prefixes else None
+        self._takes_positions = _takes(model, "position_ids") and _takes(model.base_model, "position_ids")
+        self._keeps_logits = _takes(model, "logits_to_keep")
+        self._device = model.get_input_embeddings().weight.device
+        self._reading_tokens = 0
+        """Room that contexts being read have taken."""
+
+    @property
+    def used_fraction(self) -> float:
+        return (self._rows.used_tokens + self._reading_tokens) / self._budget
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        return self._rows.fits(lengths)
+
+    # ------------------------------------------------------------------------------------- contexts
+
+    def open(self, context: Context) -> Reading:
+        tokens = [*context.prompt, *context.answer][:-1]
+        if self._prefixes is None or context.salt is None:
+            return Reading(tokens)
+        return Reading(tokens, context.salt, self._prefixes.names(context.salt, tokens))
+
+    def recall(self, reading: Reading) -> None:
+        if self._prefixes is None or reading.done % BLOCK_TOKENS:
+            return
+        blocks = self._prefixes.find(reading.names, reading.done // BLOCK_TOKENS)
+        if blocks:
+            self._cells(reading).paste(reading.done, blocks)
+            reading.done += len(blocks) * BLOCK_TOKENS
+            reading.cached += len(blocks) * BLOCK_TOKENS
+
+    def read(self, readings: Sequence[Reading], most: int) -> None:
+        count = min(most, max(reading.left for reading in readings))
+        self._pass(self._model.base_model, readings, count)
+        for reading in readings:
+            self._advance(reading, count)
+
+    def score(self, reading: Reading, most: int) -> Tensor:
+        count = min(most, reading.left, _SCORE_BLOCK)
+        logits: Tensor = self._pass(self._model, [reading], count).logits[0]
+        self._advance(reading, count)
+        return logits
+
+    def join(self, reading: Reading) -> None:
+        self._rows.add(reading.kv, len(reading.tokens))
+        self._origins.append(_Origin(reading.salt, reading.names))
+        self.close(reading)
+
+    def close(self, reading: Reading) -> None:
+        if reading.kv is not None:
+            reading.kv = None
+            self._reading_tokens -= len(reading.tokens)
+
+    # ----------------------------------------------------------------------------------------- rows
+
+    def decode(self, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+        if self._rows.attends:
+            return self._decode_mixed(tokens, block)
+        if block is not None:
+            self.read([block.reading], block.most)
+        self._rows.extend()
+        lengths = self._rows.place(self._device)
+        mask = torch.arange(self._rows.width, device=self._device) <= lengths[:, None]
+        inputs = torch.tensor(tokens, device=self._device)[:, None]
+        out = self._forward(self._model, inputs, lengths[:, None], self._rows, attention_mask=mask)
+        self._rows.advance()
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _decode_mixed(self, tokens: Sequence[int], block: Block | None) -> Tensor:
+        """All tokens as one sequence, whose attention finds by itself what belongs together."""
+        self._rows.extend()
+        positions = self._rows.place(self._device)
+        inputs, count = list(tokens), 0
+        if block is not None:
+            reading, most = block
+            start, count = reading.done, min(most, reading.left)
+            self._blocks.place([self._cells(reading)], start)
+            inputs += reading.tokens[start : start + count]
+            positions = torch.cat([positions, torch.arange(start, start + count, device=self._device)])
+        options: dict[str, Any] = {"mixed": MixedPass(self._rows, self._blocks, count, self._device)}
+        if count and self._keeps_logits:
+            options["logits_to_keep"] = torch.arange(len(tokens), device=self._device)
+        out = self._forward(self._model, torch.tensor([inputs], device=self._device), positions, self._rows, **options)
+        self._rows.advance()
+        if block is not None:
+            self._advance(block.reading, count)
+        logits: Tensor = out.logits[0, : len(tokens)]
+        return logits
+
+    def keep(self, row: int, tokens: Sequence[int]) -> None:
+        salt, names = self._origins[row]
+        if self._prefixes is not None and salt is not None:
+            names = self._prefixes.names(salt, tokens[: self._rows.lengths[row]], names)
+            self._save(names, len(names), lambda start, stop: self._rows.copy_out(row, start, stop))
+
+    def drop(self, row: int) -> None:
+        self._rows.drop(row)
+        self._origins[row] = self._origins[-1]
+        self._origins.pop()
+
+    def scrub(self, row: int) -> None:
+        self._rows.scrub(row)
+        if self._prefixes is not None:
+            self._prefixes.forget(self._origins[row].names)
+
+    # --------------------------------------------------------------------------------------- memory
+
+    def shrink(self) -> bool:
+        if self._prefixes is not None and self._prefixes.tokens:
+            self._prefixes.clear()
+            return True
+        return self._rows.shrink()
+
+    def release(self) -> None:
+        self._rows.release()
+        self._origins.clear()
+        if self._prefixes is not None:
+            self._prefixes.clear()
+
+    def synchronize(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+
+    def _cells(self, reading: Reading) -> Cells:
+        """Where `reading` is written; room is made for it the first time."""
+        if reading.kv is None:
+            self._evict(self._rows.tokens + self._reading_tokens + len(reading.tokens))
+            reading.kv = self._layout.empty(len(reading.tokens))
+            self._reading_tokens += len(reading.tokens)
+        cells: Cells = reading.kv
+        return cells
+
+    def _evict_beside_readings(self, row_tokens: int) -> None:
+        self._evict(row_tokens + self._reading_tokens)
+
+    def _evict(self, needed_tokens: int) -> None:
+        if self._prefixes is not None:
+            self._prefixes.shrink(self._budget - needed_tokens)
+
+    def _save(self, names: Sequence[bytes], stop: int, cut: Callable[[int, int], Cells]) -> None:
+        """Keep the first `stop` blocks of a context, as far as they fit beside rows and readings."""
+        assert self._prefixes is not None
+        room = max(0, self._budget - self._rows.tokens - self._reading_tokens) // BLOCK_TOKENS
+        stop = min(stop, room)
+        start = len(self._prefixes.find(names[:stop], 0))
+        self._prefixes.shrink((room - (stop - start)) * BLOCK_TOKENS)
+        try:
+            blocks = [cut(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS) for number in range(start, stop)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.clear()
+        else:
+            self._prefixes.keep(names, start, blocks)
+
+    # --------------------------------------------------------------------------------------- passes
+
+    def _pass(self, network: Any, readings: Sequence[Reading], count: int) -> Any:
+        """Read the next `count` tokens of `readings`, which stand at the same place.
+
+        Shorter ones are padded on the right, where the causal mask hides it from real tokens: no other mask is needed.
+        """
+        start = readings[0].done
+        self._blocks.place([self._cells(reading) for reading in readings], start)
+        blocks = [reading.tokens[start : start + count] for reading in readings]
+        rows = [[*block, *[0] * (count - len(block))] for block in blocks]
+        positions = torch.arange(start, start + count, device=self._device)
+        return self._forward(network, torch.tensor(rows, device=self._device), positions, self._blocks)
+
+    def _advance(self, reading: Reading, count: int) -> None:
+        reading.done = min(reading.done + count, len(reading.tokens))
+        if reading.names:
+            cells: Cells = reading.kv
+            self._save(reading.names, reading.done // BLOCK_TOKENS, cells.cut)
+
+    def _forward(self, network: Any, tokens: Tensor, positions: Tensor, cache: Cache, **options: Any) -> Any:
+        """`positions` are those of `tokens` ``[rows, tokens]``, or of one row."""
+        if self._takes_positions:
+            options["position_ids"] = positions.expand_as(tokens)
+        return network(input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options)
+
+
+def _takes(network: Any, parameter: str) -> bool:
+    return parameter in inspect.signature(network.forward).parameters

@@ -1,0 +1,60 @@
+"""Matrix products with weights laid out beforehand as oneDNN's kernels read them.
+
+Products in bfloat16 gain: otherwise the weights are rearranged in every call. In float32 few rows lose what many
+gain, so there weights stay as they are. The two operations are those that torch's own compiler packs weights with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fastchat_backend_hf.devices import has_fast_bfloat16
+
+__all__ = ["PackedLinear", "is_plain", "pack_head", "product"]
+
+
+def is_plain(module: object) -> bool:
+    """Whether this is torch's own linear layer, with weights on the CPU: neither quantised nor adapted."""
+    return type(module) is nn.Linear and type(module.weight.data) is Tensor and module.weight.device.type == "cpu"
+
+
+def product(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """One function for the outputs of `layers` side by side; all have a bias, or none. It does not keep them."""
+    weight = torch.cat([layer.weight for layer in layers]).detach()
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases).detach() if biases else None
+    if _gains(weight.dtype):
+        return PackedLinear(weight, bias).forward
+    return partial(linear, weight=weight, bias=bias)
+
+
+def pack_head(model: Any) -> bool:
+    """Pack the layer that makes logits; False if that gains nothing, or the embedding uses its weights as well."""
+    head = model.get_output_embeddings()
+    if not is_plain(head) or not _gains(head.weight.dtype) or head.weight is model.get_input_embeddings().weight:
+        return False
+    model.set_output_embeddings(PackedLinear(head.weight.detach(), head.bias))
+    return True
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose matrix exists in oneDNN's layout only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._matrix = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._bias = bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._matrix, self._bias, "none", [], "")
+        return found
+
+
+def _gains(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and has_fast_bfloat16() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

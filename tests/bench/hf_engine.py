@@ -1,0 +1,111 @@
+"""What users of the HF engine feel: tokens per second, gaps while a long prompt is read, shared prefixes, loop lag."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import numpy as np
+
+from fastchat_backend_hf.engine import HfEngine
+from fastchat_backend_hf.options import HfOptions
+from fastchat_serve import EngineSetup, GenerateRequest, SamplingParams, TokenPrompt
+from tests.bench.hf_model import prompt
+
+__all__ = ["first_token_s", "gaps_s", "loop_lags_s", "opened", "tokens_per_s"]
+
+_LAG_TICK_S = 0.002
+
+_numbers = itertools.count()
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[HfEngine]:
+    setup = EngineSetup(str(folder), HfOptions(device="cpu", threads=1), lambda stage, fraction=None: None)
+    async with HfEngine(setup) as engine:
+        yield engine
+
+
+def _request(token_ids: tuple[int, ...], max_tokens: int) -> GenerateRequest:
+    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    return GenerateRequest(id=f"bench-{next(_numbers)}", prompt=TokenPrompt(token_ids), sampling=sampling)
+
+
+async def _arrivals_s(engine: HfEngine, token_ids: tuple[int, ...], max_tokens: int) -> list[float]:
+    """When each chunk of one answer came."""
+    return [time.perf_counter() async for _ in engine.generate_stream(_request(token_ids, max_tokens))]
+
+
+async def tokens_per_s(engine: HfEngine, count: int, new_tokens: int) -> float:
+    """Of `count` answers at once, prompts of 32 tokens included."""
+    began = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(_arrivals_s, engine, prompt(next(_numbers)), new_tokens)
+    return count * new_tokens / (time.perf_counter() - began)
+
+
+async def gaps_s(engine: HfEngine, streams: int, prompt_tokens: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Gaps between tokens of `streams` answers: undisturbed, and while a prompt is read; and how long that took."""
+    arrivals: list[list[float]] = [[] for _ in range(streams)]
+    span: dict[str, float] = {}
+
+    async def run(number: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            async for _ in engine.generate_stream(_request(prompt(next(_numbers)), 4096)):
+                arrivals[number].append(time.perf_counter())
+
+    scope = anyio.CancelScope()
+    async with anyio.create_task_group() as tasks:
+        scopes = [anyio.CancelScope() for _ in range(streams)]
+        for number in range(streams):
+            tasks.start_soon(run, number, scopes[number])
+        while min(map(len, arrivals)) < 4:
+            await anyio.sleep(0.01)
+        span["quiet"] = time.perf_counter()
+        await anyio.sleep(2.0)
+        span["read"] = time.perf_counter()
+        first, *_ = await _arrivals_s(engine, prompt(next(_numbers), prompt_tokens), 1)
+        for scope in scopes:
+            scope.cancel()
+    quiet = [_gaps(times, span["quiet"], span["read"]) for times in arrivals]
+    busy = [_gaps(times, span["read"], first) for times in arrivals]
+    return np.concatenate(quiet), np.concatenate(busy), first - span["read"]
+
+
+def _gaps(times: list[float], begin: float, end: float) -> np.ndarray:
+    """Gaps that overlap this span."""
+    return np.array([after - before for before, after in itertools.pairwise(times) if begin < after and before < end])
+
+
+async def first_token_s(engine: HfEngine, shared_tokens: int) -> tuple[float, float]:
+    """Time to the first token of a prompt, and of another one that begins with the same tokens."""
+    shared = prompt(next(_numbers), shared_tokens)
+    found = []
+    for _ in range(2):
+        began = time.perf_counter()
+        first, *_ = await _arrivals_s(engine, shared + prompt(next(_numbers), 16), 1)
+        found.append(first - began)
+    return found[0], found[1]
+
+
+async def loop_lags_s(engine: HfEngine, streams: int, new_tokens: int) -> np.ndarray:
+    """How much later than asked the event loop wakes a sleeper while the engine runs."""
+    lags: list[float] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def watch(task_status: anyio.abc.TaskStatus[None]) -> None:
+            task_status.started()
+            while True:
+                due = time.perf_counter() + _LAG_TICK_S
+                await anyio.sleep(_LAG_TICK_S)
+                lags.append(time.perf_counter() - due)
+
+        await tasks.start(watch)
+        await tokens_per_s(engine, streams, new_tokens)
+        tasks.cancel_scope.cancel()
+    return np.array(lags)
