@@ -73,8 +73,11 @@ class Dispatcher:
         Raises:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
+        able = self.able(model, required_capabilities(request))
+        if len(able) == 1:
+            return able[0].start(request, sink)
         refusals: list[ServeError] = []
-        for worker in self._in_turn(model, required_capabilities(request)):
+        for worker in self._in_turn(model, able):
             try:
                 return worker.start(request, sink)
             except (Overloaded, Unavailable) as error:
@@ -89,7 +92,7 @@ class Dispatcher:
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
         refusals: list[ServeError] = []
-        for worker in self._in_turn(model, frozenset({Capability.EMBED})):
+        for worker in self._in_turn(model, self.able(model, frozenset({Capability.EMBED}))):
             try:
                 return await worker.embed(request)
             except Overloaded as error:
@@ -108,6 +111,8 @@ class Dispatcher:
         workers = self.registry.serving(model)
         if not workers:
             raise ModelNotFound(model)
+        if len(workers) == 1 and workers[0].state is WorkerState.READY and needed <= workers[0].info.capabilities:
+            return workers
         ready = [worker for worker in workers if worker.state is WorkerState.READY]
         if not ready:
             states = ", ".join(sorted({worker.state.value for worker in workers}))
@@ -120,12 +125,11 @@ class Dispatcher:
             raise _unsupported(model, needed - ready[0].info.capabilities)
         return able
 
-    def _in_turn(self, model: str, needed: frozenset[Capability]) -> Iterator[Worker]:
-        """The policy's choice, then its choice among the others, and so on. Raises as `able` does.
+    def _in_turn(self, model: str, workers: Sequence[Worker]) -> Iterator[Worker]:
+        """The policy's choice, then its choice among the others, and so on.
 
         Full ones come last: a request that could go elsewhere takes nobody's place in a queue.
         """
-        workers = list(self.able(model, needed))
         for group in ([w for w in workers if not w.full], [w for w in workers if w.full]):
             while group:
                 worker = self._choose(model, group)

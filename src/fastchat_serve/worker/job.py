@@ -118,7 +118,7 @@ class Job:
 
     def forget(self) -> None:
         """Free the slot although the engine never let go."""
-        self._forgotten = True
+        self._forgotten = self._aborted = True
         self._release()
 
     # ------------------------------------------------------------------------------ the engine's side
