@@ -170,7 +170,7 @@ def _invalid(said: str) -> InvalidRequest:
 
 def _require_modest_shape(body: bytes) -> None:
     """Right for all that comes before the first mistake in the JSON; the decoder goes no further either."""
-    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+    if not (_has_more(body, b"[", MAX_NESTING // 2) or _has_more(body, b"{", MAX_NESTING // 2)):
         return
     # Left over: quotes that delimit strings, and brackets; then no strings; then what is outside of them.
     marks = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE).replace(b'""', b"")
@@ -182,6 +182,16 @@ def _require_modest_shape(body: bytes) -> None:
         depth += 1 if bracket in _OPENING else -1
         if depth > MAX_NESTING:
             raise InvalidRequest(f"The JSON is nested more than {MAX_NESTING} levels deep.")
+
+
+def _has_more(body: bytes, byte: bytes, than: int) -> bool:
+    """Whether `byte` occurs that often. Where it is rare, to look for it is 30 times as fast as to count it."""
+    place = -1
+    for _ in range(than + 1):
+        place = body.find(byte, place + 1)
+        if place < 0:
+            return False
+    return True
 
 
 def require_json(headers: Iterable[Header], limit_bytes: int) -> None:
