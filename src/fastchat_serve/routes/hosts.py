@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from fastchat_serve.errors import Forbidden
 
@@ -28,6 +29,7 @@ class Hosts:
             raise Forbidden("This server does not go by that host name. The config's allowed_hosts says which it does.")
 
 
+@lru_cache(maxsize=64)
 def _name(host: bytes) -> bytes:
     """A Host header without its port; an IPv6 address without its brackets. Empty if it is no such thing."""
     found = _HOST.fullmatch(host)
