@@ -124,6 +124,21 @@ async def test_an_engine_that_pushes_is_started_without_a_task() -> None:
         assert (await sink.ended()).text == "to be or not"
 
 
+async def test_an_engine_whose_start_is_something_else_is_pulled() -> None:
+    class Opens(EchoEngine):
+        async def start(self, host: str = "", port: int = 0) -> None:  # type: ignore[override]
+            raise AssertionError("nobody asked for this")
+
+        def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            return pull(lambda request, sink: EchoEngine.start(self, request, sink), request)
+
+    async with anyio.create_task_group() as tasks:
+        sink = Remembering()
+        Pusher(Opens(), tasks).start(a_request(), sink)
+
+        assert (await sink.ended()).text == "to be or not"
+
+
 async def test_a_generator_is_pushed_chunk_by_chunk_and_ended_once() -> None:
     async def generate(request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         yield Chunk(text="a")

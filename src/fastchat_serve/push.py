@@ -7,6 +7,7 @@ needs only the push form; everyone who wants to read a stream needs only `pull`.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections import deque
@@ -126,7 +127,7 @@ class Pusher:
 
     def __init__(self, engine: Engine, tasks: TaskGroup) -> None:
         self._engine, self._tasks = engine, tasks
-        self._native = engine.start if isinstance(engine, PushEngine) else None
+        self._native = _push_form(engine)
 
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
         if self._native is not None:
@@ -134,3 +135,11 @@ class Pusher:
         run = _Pull(sink)
         self._tasks.start_soon(run.run, self._engine, request)
         return run
+
+
+def _push_form(engine: Engine) -> Callable[[GenerateRequest, Sink], Handle] | None:
+    """Its `start`, if that is the contract's: many a class has a method of that name, to open itself for instance."""
+    if not isinstance(engine, PushEngine):
+        return None
+    parameters = list(inspect.signature(engine.start).parameters)
+    return engine.start if parameters[:2] == ["request", "sink"] else None

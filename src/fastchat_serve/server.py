@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -25,19 +26,25 @@ from anyio.abc import TaskStatus
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
 from fastchat_serve.connection import Connection, ConnectionLimits
-from fastchat_serve.descriptors import most_connections, raise_limit
+from fastchat_serve.descriptors import raise_limit, room
 from fastchat_serve.errors import StartupError
 
 __all__ = ["HttpServer", "bind", "serve"]
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
+UNSENT_BYTES = 64 * 1024
+"""What the kernel keeps of a stream that its client does not read. By itself it would keep megabytes, unseen by us.
+What is on its way to a client that reads does not count."""
+
 LAST_WORDS_S = 1
 """For errors on their way to clients when the server stops at once."""
 
 CHECK_EVERY_TICKS = 5
 """uvicorn's server ticks every 0.1 s; so often the time limits of connections are looked at."""
+
+FULL_TOLD_EVERY_S = 60.0
+"""How often at most it is said that there is no room for more connections."""
 
 SAME_SIGNAL_S = 0.5
 """A launcher and the terminal may both pass one Ctrl-C on; signals this close together are one."""
@@ -54,6 +61,8 @@ def bind(server: Server) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         bound.bind((server.host, server.port))
     except (OSError, TypeError) as error:  # the latter if no host can have such a name
         bound.close()
@@ -90,7 +99,7 @@ class HttpServer:
                 access_log=config.access_log,
                 server_header=False,
                 proxy_headers=False,  # peers are who the socket says they are
-                backlog=BACKLOG,
+                backlog=room().backlog,
             ),
             bound,
         )
@@ -130,7 +139,10 @@ class HttpServer:
         self._uvicorn.on_started = task_status.started
         with self._bound:
             async with self.application.asgi.lifespan():
-                await self._uvicorn.serve(sockets=[self._bound])
+                try:
+                    await self._uvicorn.serve(sockets=[self._bound])
+                finally:
+                    self._uvicorn.stop_accepting()
 
     async def drain(self) -> None:
         """Take no new work, let accepted work finish for at most ``drain_s``, and end `run`.
@@ -164,6 +176,8 @@ async def serve(application: Application, bound: socket.socket, on_ready: Callab
         await listening.start(_obey_signals, server, listening.cancel_scope)
         async with anyio.create_task_group() as running:
             await running.start(server.run)
+            gc.collect()
+            gc.freeze()  # what is loaded stays: the collector need not walk through it again and again
             on_ready()
             logger.info("Serving %s at %s", ", ".join(application.registry.models), server.url)
         listening.cancel_scope.cancel()
@@ -182,8 +196,10 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, bound: socket.socket) -> None:
         super().__init__(config)
         self._bound = bound
-        self._most_connections = most_connections()
-        self._arrivals = 0  # since the newest tick: the protocols of some are not known as connections yet
+        self._room = room()
+        self.servers = []
+        self._arriving = 0  # accepted, and not among the connections yet
+        self._told_at = -math.inf
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -194,9 +210,9 @@ class _Uvicorn(uvicorn.Server):
         self.on_started()
 
     async def on_tick(self, counter: int) -> bool:
-        self._arrivals = 0
-        if not self.servers and len(self.server_state.connections) < self._most_connections:
-            await self._accept()
+        if not self.servers and len(self.server_state.connections) < self._room.connections:
+            with contextlib.suppress(OSError, StartupError):  # no descriptor for that either: at the next tick, then
+                await self._accept()
         if counter % CHECK_EVERY_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
@@ -205,18 +221,31 @@ class _Uvicorn(uvicorn.Server):
 
     def count_arrival(self) -> None:
         """Stop to accept if this connection takes the last of the room."""
-        self._arrivals += 1
-        if len(self.server_state.connections) + self._arrivals >= self._most_connections and self.servers:
-            logger.warning("No descriptors are left for more connections: newcomers wait.")
-            for server in self.servers:
-                server.close()
-            self.servers = []
+        loop = asyncio.get_running_loop()
+        self._arriving += 1
+        loop.call_soon(self._arrived)
+        if len(self.server_state.connections) + self._arriving >= self._room.connections and self.servers:
+            loop.call_soon(self.stop_accepting)  # the listener is busy with this connection
+            if loop.time() - self._told_at >= FULL_TOLD_EVERY_S:
+                self._told_at = loop.time()
+                logger.warning("No descriptors are left for more connections: newcomers wait.")
+
+    def stop_accepting(self) -> None:
+        """Whoever comes waits from now on."""
+        for server in self.servers:
+            server.close()
+        self.servers = []
+
+    def _arrived(self) -> None:
+        self._arriving -= 1
 
     async def _accept(self) -> None:
         """Listen on a copy of the socket: closing that is how to stop, and the original keeps the kernel's queue."""
+        copy = self._bound.dup()
         try:
-            await super().startup([self._bound.dup()])
+            await super().startup([copy])
         except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
+            copy.close()
             raise _cannot_listen("the port that was free before loading", error) from error
 
 

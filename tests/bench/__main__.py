@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import os
 import platform
 import signal
@@ -16,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 import fastchat_serve
-from tests.bench.report import Plan, Report
+from tests.bench.report import Plan, Report, Subject
 from tests.bench.tables import show_report, show_summary
 
 SUBJECTS = {
@@ -73,6 +72,8 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if unknown := set(args.what) - SUBJECTS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if args.rounds < 1:
+        parser.error("--rounds must be 1 or more")
     return args
 
 
@@ -87,11 +88,8 @@ def _measure(subject: str, args: argparse.Namespace, console: Console) -> Report
                 console.print(line)
 
         plan = Plan(rounds=1 if args.quick else args.rounds, quick=args.quick, harness=args.harness, progress=progress)
-        measure = importlib.import_module(f"tests.bench.{subject}").measure
-        if not inspect.signature(measure).parameters:  # TODO remove with the last subject that has no plan
-            return Report(tables={subject: measure()})
-        report: Report = measure(plan)
-        return report
+        module: Subject = importlib.import_module(f"tests.bench.{subject}")
+        return module.measure(plan)
 
 
 def _write(path: Path, subjects: dict[str, Report]) -> None:

@@ -84,7 +84,9 @@ def measure(plan: Plan) -> Report:
     try:
         with running(plan.harness) as harness, ours(WORKERS, core=harness.gateway_core) as product:
             cells, problems = _measure_cells(plan, harness, product)
-            return report(cells, [*harness.missing, *problems])
+            complaints = product.complaints()
+            said = [f"{OURS} logged {len(complaints)} complaints, first: {complaints[0]}"] if complaints else []
+            return report(cells, [*harness.missing, *problems, *said])
     except HarnessError as error:
         return Report(tables={}, notes=[f"Not measured: {error}"])
 

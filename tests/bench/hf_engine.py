@@ -10,15 +10,22 @@ from pathlib import Path
 
 import anyio
 import numpy as np
+from anyio.abc import TaskStatus
+from numpy.typing import NDArray
 
 from fastchat_backend_hf.engine import HfEngine
 from fastchat_backend_hf.options import HfOptions
 from fastchat_serve import EngineSetup, GenerateRequest, SamplingParams, TokenPrompt
 from tests.bench.hf_model import prompt
+from tests.bench.hf_rivals import Speed, Stopwatch
 
 __all__ = ["first_token_s", "gaps_s", "loop_lags_s", "opened", "tokens_per_s"]
 
+_WARM_TOKENS = 4
+_QUIET_S = 2.0
 _LAG_TICK_S = 0.002
+
+Gaps = NDArray[np.float64]
 
 _numbers = itertools.count()
 
@@ -40,44 +47,43 @@ async def _arrivals_s(engine: HfEngine, token_ids: tuple[int, ...], max_tokens: 
     return [time.perf_counter() async for _ in engine.generate_stream(_request(token_ids, max_tokens))]
 
 
-async def tokens_per_s(engine: HfEngine, count: int, new_tokens: int) -> float:
+async def tokens_per_s(engine: HfEngine, count: int, new_tokens: int) -> Speed:
     """Of `count` answers at once, prompts of 32 tokens included."""
-    began = time.perf_counter()
+    watch = Stopwatch()
     async with anyio.create_task_group() as tasks:
         for _ in range(count):
             tasks.start_soon(_arrivals_s, engine, prompt(next(_numbers)), new_tokens)
-    return count * new_tokens / (time.perf_counter() - began)
+    cost = watch.cost()
+    return Speed(count * new_tokens / cost.wall, count * new_tokens / cost.cpu)
 
 
-async def gaps_s(engine: HfEngine, streams: int, prompt_tokens: int) -> tuple[np.ndarray, np.ndarray, float]:
+async def gaps_s(engine: HfEngine, streams: int, prompt_tokens: int) -> tuple[Gaps, Gaps, float]:
     """Gaps between tokens of `streams` answers: undisturbed, and while a prompt is read; and how long that took."""
     arrivals: list[list[float]] = [[] for _ in range(streams)]
-    span: dict[str, float] = {}
+    warm = [anyio.Event() for _ in range(streams)]
 
-    async def run(number: int, scope: anyio.CancelScope) -> None:
-        with scope:
-            async for _ in engine.generate_stream(_request(prompt(next(_numbers)), 4096)):
-                arrivals[number].append(time.perf_counter())
+    async def run(number: int) -> None:
+        async for _ in engine.generate_stream(_request(prompt(next(_numbers)), 4096)):
+            arrivals[number].append(time.perf_counter())
+            if len(arrivals[number]) == _WARM_TOKENS:
+                warm[number].set()
 
-    scope = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
-        scopes = [anyio.CancelScope() for _ in range(streams)]
         for number in range(streams):
-            tasks.start_soon(run, number, scopes[number])
-        while min(map(len, arrivals)) < 4:
-            await anyio.sleep(0.01)
-        span["quiet"] = time.perf_counter()
-        await anyio.sleep(2.0)
-        span["read"] = time.perf_counter()
-        first, *_ = await _arrivals_s(engine, prompt(next(_numbers), prompt_tokens), 1)
-        for scope in scopes:
-            scope.cancel()
-    quiet = [_gaps(times, span["quiet"], span["read"]) for times in arrivals]
-    busy = [_gaps(times, span["read"], first) for times in arrivals]
-    return np.concatenate(quiet), np.concatenate(busy), first - span["read"]
+            tasks.start_soon(run, number)
+        for event in warm:
+            await event.wait()
+        quiet_from = time.perf_counter()
+        await anyio.sleep(_QUIET_S)
+        read_from = time.perf_counter()
+        read_to, *_ = await _arrivals_s(engine, prompt(next(_numbers), prompt_tokens), 1)
+        tasks.cancel_scope.cancel()
+    quiet = [_gaps(times, quiet_from, read_from) for times in arrivals]
+    busy = [_gaps(times, read_from, read_to) for times in arrivals]
+    return np.concatenate(quiet), np.concatenate(busy), read_to - read_from
 
 
-def _gaps(times: list[float], begin: float, end: float) -> np.ndarray:
+def _gaps(times: list[float], begin: float, end: float) -> Gaps:
     """Gaps that overlap this span."""
     return np.array([after - before for before, after in itertools.pairwise(times) if begin < after and before < end])
 
@@ -93,12 +99,12 @@ async def first_token_s(engine: HfEngine, shared_tokens: int) -> tuple[float, fl
     return found[0], found[1]
 
 
-async def loop_lags_s(engine: HfEngine, streams: int, new_tokens: int) -> np.ndarray:
-    """How much later than asked the event loop wakes a sleeper while the engine runs."""
+async def loop_lags_s(engine: HfEngine, streams: int, new_tokens: int) -> Gaps:
+    """How much later than asked the event loop wakes a sleeper while the engine runs; 0 streams: while it is idle."""
     lags: list[float] = []
     async with anyio.create_task_group() as tasks:
 
-        async def watch(task_status: anyio.abc.TaskStatus[None]) -> None:
+        async def watch(*, task_status: TaskStatus[None]) -> None:
             task_status.started()
             while True:
                 due = time.perf_counter() + _LAG_TICK_S
@@ -106,6 +112,6 @@ async def loop_lags_s(engine: HfEngine, streams: int, new_tokens: int) -> np.nda
                 lags.append(time.perf_counter() - due)
 
         await tasks.start(watch)
-        await tokens_per_s(engine, streams, new_tokens)
+        await (tokens_per_s(engine, streams, new_tokens) if streams else anyio.sleep(_QUIET_S))
         tasks.cancel_scope.cancel()
     return np.array(lags)

@@ -1,14 +1,17 @@
-"""What a subject of the benchmark is given, and what it hands back."""
+"""What a subject of the benchmark is given, and what it hands back.
+
+A subject is a module of this package, named in `__main__.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-__all__ = ["Plan", "Report", "Row", "Verdict"]
+__all__ = ["Plan", "Report", "Row", "Subject", "Verdict"]
 
 Row = dict[str, Any]
 """One line of a table: column to number or text."""
@@ -62,3 +65,11 @@ class Report(Struct, kw_only=True):
     """What was left out and why, and how far to trust the rest."""
     raw: list[Row] = []
     """Every single measurement, for the JSON."""
+
+
+class Subject(Protocol):
+    """What a module must have to be measured."""
+
+    def measure(self, plan: Plan) -> Report:
+        """Takes as long as it needs, and says meanwhile what it is doing."""
+        ...

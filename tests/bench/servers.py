@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.005
 
+_COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
+
 
 class Server(Struct, frozen=True):
     """A process that answers ``GET /health``."""
@@ -32,10 +35,15 @@ class Server(Struct, frozen=True):
     """From the start of the process to its first 200."""
     cpu_s: float
     """User and system time spent until then."""
+    log: Path
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def complaints(self) -> list[str]:
+        """Lines of the log that are warnings or worse: a server that logs something per request measures its log."""
+        return [line for line in self.log.read_text().splitlines() if _COMPLAINT.search(line)]
 
 
 @contextmanager
@@ -77,16 +85,16 @@ def _free_port() -> int:
 @contextmanager
 def _running(*arguments: str, port: int, core: int | None = None) -> Iterator[Server]:
     pinned = [] if core is None else ["taskset", "-c", str(core)]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
         began = time.perf_counter()
         process = subprocess.Popen([*pinned, sys.executable, *arguments], stdout=log, stderr=log)
         try:
             while not _answers(port):
                 if process.poll() is not None or time.perf_counter() - began > START_TIMEOUT_S:
-                    log.seek(0)
-                    raise RuntimeError(f"The server did not start: {' '.join(arguments)}\n{log.read()}")
+                    said = Path(log.name).read_text()
+                    raise RuntimeError(f"The server did not start: {' '.join(arguments)}\n{said}")
                 time.sleep(POLL_S)
-            yield Server(process.pid, port, time.perf_counter() - began, cpu_s(process.pid))
+            yield Server(process.pid, port, time.perf_counter() - began, cpu_s(process.pid), Path(log.name))
         finally:
             process.terminate()
             try:

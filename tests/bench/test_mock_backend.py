@@ -72,6 +72,7 @@ async def test_a_stream_has_as_many_tokens_as_asked_for_with_one_mark_each(knobs
 
     for sink in sinks:
         assert [chunk.text.count("@") for chunk in sink.chunks] == [1] * 5
+        assert [len(chunk.token_ids) for chunk in sink.chunks] == [1] * 5
         assert [chunk.finish_reason for chunk in sink.chunks] == [None] * 4 + ["length"]
         assert sink.chunks[-1].usage is not None
         assert sink.chunks[-1].usage.completion_tokens == 5
@@ -132,6 +133,7 @@ async def test_a_whole_answer_is_one_chunk_of_the_size_asked_for() -> None:
 
     (chunk,) = sink.chunks
     assert (len(chunk.text), chunk.text.count("@")) == (77, 1)
+    assert len(chunk.token_ids) == 50
     assert chunk.usage is not None
     assert chunk.usage.completion_tokens == 50
 
@@ -184,7 +186,9 @@ async def test_a_knob_that_is_not_there_reaches_the_sink_as_an_error() -> None:
     assert isinstance(sink.error, InvalidRequest)
 
 
-async def test_the_product_serves_it_as_the_gateway_benchmark_asks(serving: Serving) -> None:
+async def test_the_product_serves_it_as_the_gateway_benchmark_asks(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
     point = EntryPoint(name="mock", value="fastchat_backend_mock", group="fastchat_serve")
     question = {"max_tokens": 3, "messages": [{"role": "user", "content": "#itl=1000;phases=4;ts=1;size=200#"}]}
     config = f"[controller]\n[api]\n{WORKERS}"
@@ -195,3 +199,4 @@ async def test_the_product_serves_it_as_the_gateway_benchmark_asks(serving: Serv
     assert len(plain.json()["choices"][0]["message"]["content"]) == 200
     assert streamed.text.count("@") == 3
     assert streamed.text.endswith("data: [DONE]\n\n")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []  # it kept the contract

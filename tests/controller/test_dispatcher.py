@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -240,3 +241,46 @@ async def test_tokenizing_goes_to_a_worker_that_can() -> None:
 
         assert await dispatcher.detokenize("m", ids) == "hi"
         assert await dispatcher.tokenize("m", CHAT)
+
+
+async def test_a_request_takes_nobodys_place_while_another_worker_has_room() -> None:
+    """Though the policy would have sent it to the full one, where it had a right to a place."""
+
+    def first(candidates: Sequence[Candidate], draw: Draw) -> int:
+        return 0
+
+    full, roomy = a_worker(queue=2), a_worker(queue=2)
+    async with dispatching(full, roomy, policy=first) as dispatcher:
+        greedy = [start(dispatcher, tenant="a") for _ in range(3)]
+        start(dispatcher, tenant="b")
+        assert (full.queue_length, roomy.queue_length) == (3, 1)
+        for _ in range(2):
+            start(dispatcher, tenant="b")
+        assert not any(sink.ends for sink in greedy)
+
+        start(dispatcher, tenant="c")
+        assert [sink.ends != [] for sink in greedy] == [False, False, True]
+        assert isinstance(greedy[2].error, Overloaded)
+
+
+async def test_when_all_refuse_the_time_is_that_of_the_one_that_can_be_asked_again_first() -> None:
+    workers = [a_worker(concurrency=1, queue=4), a_worker(concurrency=2, queue=0)]
+    async with dispatching(*workers) as dispatcher:
+        for _ in range(7):
+            start(dispatcher)
+        with pytest.raises(Overloaded) as refusal:
+            dispatcher.start("m", a_request(), Remembering())
+
+    assert refusal.value.retry_after_s == 1
+
+
+async def test_a_model_whose_workers_load_is_unavailable_for_about_as_long_as_loading_takes() -> None:
+    worker = a_worker()
+    async with dispatching(worker) as dispatcher:
+        worker._load_s, worker._load_began_at = 100.0, time.monotonic() - 30
+        worker.state = WorkerState.LOADING
+        with pytest.raises(Unavailable) as loading:
+            dispatcher.start("m", a_request(), Remembering())
+        worker.state = WorkerState.READY
+
+    assert loading.value.retry_after_s == pytest.approx(70, abs=5)

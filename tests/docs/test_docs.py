@@ -26,6 +26,7 @@ from fastchat_serve.commands.chat.conversation import Conversation
 from fastchat_serve.commands.chat.screen import Screen
 from fastchat_serve.commands.chat.session import Session
 from fastchat_serve.configfile.load import convert_options, load_config
+from fastchat_serve.connection import ConnectionLimits
 from fastchat_serve.controller.policies import POLICIES
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoOptions
@@ -33,6 +34,7 @@ from fastchat_serve.errors import ServeError
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.metrics import Metrics
+from fastchat_serve.watchdog import Watchdog
 from tests.conftest import ECHO, Serving
 
 REPOSITORY = Path(__file__).parents[2]
@@ -131,6 +133,10 @@ def test_every_config_key_is_documented_with_its_default(section: str) -> None:
     assert_documents(sections("config")[section], TABLES[section])
 
 
+def test_every_limit_of_a_connection_is_documented_with_its_default() -> None:
+    assert_documents(sections("security")["Limits of a connection"], ConnectionLimits)
+
+
 def test_every_echo_option_is_documented_with_its_default() -> None:
     assert_documents(PAGES["echo"].read_text(), EchoOptions)
 
@@ -187,7 +193,8 @@ def error_kinds(root: type[ServeError] = ServeError) -> Iterator[type[ServeError
 
 
 def test_every_metric_is_on_the_operations_page() -> None:
-    names = {metric.name for metric in Metrics(Registry()).collectors.collect()}
+    metrics = Metrics(Registry(), Watchdog()).collectors.collect()
+    names = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in metrics}
 
     assert names == set(rows(sections("operations")["Metrics"]))
 

@@ -45,11 +45,18 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def started(*arguments: str | Path, plugins: Path | None = None) -> AsyncIterator[ServerProcess]:
-    """A process, killed at the end if it still runs. `plugins`: a folder that `install_plugin` made."""
+async def started(
+    *arguments: str | Path, plugins: Path | None = None, shell: str = 'exec "$@"'
+) -> AsyncIterator[ServerProcess]:
+    """A process, killed at the end if it still runs.
+
+    Args:
+        plugins: A folder that `install_plugin` made.
+        shell: How a shell is to start it.
+    """
     search = [str(plugins)] * (plugins is not None) + sys.path
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fastchat_serve", *map(str, arguments)),
+        *("sh", "-c", shell, "sh", sys.executable, "-m", "fastchat_serve", *map(str, arguments)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search))},

@@ -102,7 +102,11 @@ async def connected(server: HttpServer | str, receive_buffer: int | None = None)
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, (url.hostname, url.port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (url.hostname, url.port))
+    except OSError:
+        sock.close()
+        raise
     reader, writer = await asyncio.open_connection(sock=sock, limit=2**16 if receive_buffer is None else receive_buffer)
     try:
         yield Connection(reader, writer)

@@ -119,9 +119,11 @@ class FaultEngine:
         try:
             for number, text in enumerate(tokens):
                 if number == at:
-                    if (junk := await self._commit(fault)) is _NOTHING:
+                    outcome = await self._commit(fault)
+                    if outcome is _ENDS:
                         return
-                    yield junk
+                    if outcome is not _GOES_ON:
+                        yield outcome
                 ends: FinishReason | None = "stop" if number == len(tokens) - 1 else None
                 usage = Usage(len(tokens), len(tokens)) if ends else None
                 yield Chunk(text=text, token_ids=(number,), finish_reason=ends, usage=usage)
@@ -131,6 +133,7 @@ class FaultEngine:
             self.closed.append(request.id)
 
     async def _commit(self, fault: str) -> Any:
+        """What to send instead of a token, or how to go on."""
         match fault.split("-"):
             case ["raise"]:
                 raise RuntimeError("no /etc/secret")
@@ -143,19 +146,20 @@ class FaultEngine:
             case ["hang", "deaf"]:
                 with anyio.CancelScope(shield=True):
                     await self.release.wait()
+                return _GOES_ON
             case ["cancel"]:
                 raise anyio.get_cancelled_exc_class()
             case ["die"]:
                 self.fatal_error = RuntimeError("the device is gone")
                 raise self.fatal_error
             case ["end"]:
-                return _NOTHING
+                return _ENDS
             case ["junk", number]:
                 return list(JUNK.values())[int(number)]
         raise AssertionError(f"there is no fault {fault!r}")
 
 
-_NOTHING = object()
+_GOES_ON, _ENDS = object(), object()
 
 
 class PushingFaultEngine(FaultEngine):

@@ -18,9 +18,10 @@ class Ending(Struct, frozen=True):
     code: str = ""
 
 
-def completion(prompt: str, **more: Any) -> bytes:
+def completion(prompt: str, *, authorization: str = "", **more: Any) -> bytes:
     """A request for as many tokens as there are."""
-    return post("/v1/completions", {"model": "faulty", "prompt": prompt, "max_tokens": 10_000, "stream": True} | more)
+    body = {"model": "faulty", "prompt": prompt, "max_tokens": 10_000, "stream": True} | more
+    return post("/v1/completions", body, authorization=authorization)
 
 
 def ending(reply: Reply) -> Ending:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 from openai import AsyncOpenAI, InternalServerError, RateLimitError
 
-from tests.end_to_end.raw import connected, events, expect_error, post
+from tests.end_to_end.raw import Connection, connected, events, expect_error, post
 from tests.end_to_end.waiting import queue_lengths, until
+from tests.faults.engine import FaultEngine, plugins_with, words
+from tests.faults.ledger import Ending, completion, ending
 
 pytestmark = pytest.mark.anyio
 
@@ -134,3 +137,104 @@ async def test_lower_priority_numbers_are_served_first(serving):
                 tasks.create_task(client(priority))
                 await until(lambda waiting=waiting: queue_lengths(server) == (1, waiting))
     assert order == [-5, 0, 5]
+
+
+CLIENTS, SLOTS, PLACES = 500, 8, 40
+CROWDED = f"""
+[controller]
+[api]
+[[worker]]
+backend = "faulty"
+concurrency = {SLOTS}
+queue = {PLACES}
+"""
+
+
+class Counting(FaultEngine):
+    """Attributes: `most`, ran at once; `started`, the prompts in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = self.most = 0
+        self.started: list[str] = []
+
+    async def generate_stream(self, request):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.started.append(request.prompt.text)
+        try:
+            async with aclosing(super().generate_stream(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.running -= 1
+
+
+async def test_f28_of_500_clients_on_8_slots_everyone_is_served_whole_or_refused_and_no_slot_is_shared(serving):
+    engine = Counting()
+    async with serving(CROWDED, plugins_with(engine)) as server:
+
+        async def client(number: int) -> Ending:
+            async with connected(server) as connection:
+                reply = await connection.request(completion(f"{number} " * 9, stream=number % 2 == 0))
+            if reply.status != 200:
+                expect_error(reply, 429, "queue_full")
+                assert int(reply.headers["retry-after"]) >= 1
+            return ending(reply)
+
+        async with asyncio.timeout(60):
+            endings = await asyncio.gather(*map(client, range(CLIENTS)))
+        assert queue_lengths(server) == (0, 0)
+
+    served = [number for number, end in enumerate(endings) if not end.code]
+    assert all(endings[number].text == words(f"{number} " * 9) for number in served)
+    assert len(served) == len(engine.started) >= SLOTS + PLACES
+    assert engine.most <= SLOTS
+
+
+async def test_f28_the_queue_is_served_in_order(serving):
+    engine = Counting()
+    toml = CROWDED.replace(f"concurrency = {SLOTS}", "concurrency = 1")
+    async with serving(toml, plugins_with(engine)) as server, AsyncExitStack() as connections:
+        first = await connections.enter_async_context(connected(server))
+        first.send(completion("hang-deaf@0 first"))
+        await until(lambda: queue_lengths(server) == (1, 0))
+        waiting = []
+        for number in range(PLACES):
+            connection = await connections.enter_async_context(connected(server))
+            connection.send(completion(str(number)))
+            await until(lambda number=number: queue_lengths(server) == (1, number + 1))
+            waiting.append(connection)
+        engine.release.set()
+        assert [ending(await connection.reply()).code for connection in waiting] == [""] * PLACES
+
+    assert engine.started[1:] == [str(number) for number in range(PLACES)]
+
+
+async def test_f28_who_fills_the_queue_does_not_lock_others_out(serving):
+    """The newcomer takes the place of the newest of those with more than their share, and has its turn early."""
+    engine = Counting()
+    toml = CROWDED.replace(f"concurrency = {SLOTS}", "concurrency = 1").replace("[api]", '[api]\nkeys = ["a", "b"]')
+    async with serving(toml, plugins_with(engine)) as server, AsyncExitStack() as connections:
+
+        async def ask(key: str, prompt: str, length: int) -> Connection:
+            connection = await connections.enter_async_context(connected(server))
+            connection.send(completion(prompt, authorization=f"Bearer {key}"))
+            await until(lambda: sum(queue_lengths(server)) == length)
+            return connection
+
+        greedy = [await ask("a", "hang-deaf@0 a", 1)]
+        for number in range(PLACES):
+            greedy.append(await ask("a", f"a{number}", 2 + number))
+        modest = await ask("b", "b", 1 + PLACES)
+        pushed_out = await greedy.pop().reply()
+        refused = await connections.enter_async_context(connected(server))
+        expect_error(await refused.request(completion("a", authorization="Bearer a")), 429, "queue_full")
+        engine.release.set()
+        assert ending(await modest.reply()) == Ending("b ")
+        assert [ending(await connection.reply()).code for connection in greedy] == [""] * PLACES
+
+    error = expect_error(pushed_out, 429, "queue_full")
+    assert "gave up its place" in error["message"]
+    assert int(pushed_out.headers["retry-after"]) >= 1
+    assert engine.started[:4] == ["hang-deaf@0 a", "a0", "b", "a1"]

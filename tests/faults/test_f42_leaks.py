@@ -160,7 +160,7 @@ async def test_tasks_descriptors_slots_and_memory_are_afterwards_as_before(servi
     async with serving(ECHO) as server:
         await Load(server, WARM_UP, seed=1).run()
         await settled(server)
-        tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+        tasks, descriptors, threads = len(asyncio.all_tasks()), process.num_fds(), process.num_threads()
 
         growths = []
         for seed in range(ROUNDS):
@@ -171,6 +171,7 @@ async def test_tasks_descriptors_slots_and_memory_are_afterwards_as_before(servi
 
         assert len(asyncio.all_tasks()) == tasks
         assert process.num_fds() == descriptors
+        assert process.num_threads() <= threads + 2
         assert queue_lengths(server) == (0, 0)
         assert [worker.load().engine.running for worker in server.application.workers] == [0]
         assert min(growths) < GROWTH_BYTES, growths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import count
 
 from tests.hostile.case import CANARY, PROMPT, SILENCE, Case, chat, get
 from tests.hostile.judge import Reply, assert_harmless, assert_openai_error
@@ -14,7 +13,7 @@ __all__ = ["attack", "attack_without_key", "slots_in_use"]
 PUBLIC = (b"GET /health ", b"GET /ready ")
 """What anybody may ask."""
 
-_number = count()
+MARK = "the-next-request"
 
 
 async def attack(victim: Victim, case: Case) -> None:
@@ -65,11 +64,10 @@ async def _expect_nothing_more(client: Client, *, closes: bool) -> None:
     if closes:
         assert await client.closed() == b""
         return
-    mark = f"next-{next(_number)}"
-    client.send(get("/health", f"x-request-id: {mark}\r\n".encode()))
+    client.send(get("/health", f"x-request-id: {MARK}\r\n".encode()))
     reply = await client.reply()
     assert reply is not None, "closed without saying that it would"
-    assert (reply.status, reply.header("x-request-id")) == (200, mark)
+    assert (reply.status, reply.header("x-request-id")) == (200, MARK)
 
 
 async def _expect_a_good_answer(victim: Victim) -> None:

@@ -31,7 +31,7 @@ __all__ = [
 KEY = "sk-hostile-7c1f4e9a2b"
 """The key of the server under attack; it must show up nowhere."""
 PROMPT = "a secret between us 8d25"
-"""What every good prompt here says; it must show up in answers only."""
+"""What every good prompt here says; it must show up in answers only, never in an error or a log."""
 AUTHORIZATION = f"authorization: Bearer {KEY}\r\n".encode()
 CANARY = "127.0.0.1:@PORT"
 """Stands for the address of a socket that nobody may connect to; as long as what replaces it."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from tests.hostile.case import KEY
+from tests.hostile.case import KEY, PROMPT
 from tests.hostile.judge import Reply
 
 __all__ = ["Client", "Victim", "attacked"]
@@ -30,8 +30,8 @@ drain_s = 1.0
 [api]
 {keys}
 [[worker]]
-backend = "echo"
 names = ["echo", "org/echo"]
+{worker}
 """
 
 
@@ -126,8 +126,8 @@ class Victim:
 
     @property
     def secrets(self) -> list[str]:
-        """What no reply may show."""
-        return [KEY, str(Path.cwd()), str(Path.home()), str(self._output.parent), f":{self.port}"]
+        """What no error and no header may show."""
+        return [KEY, PROMPT, str(Path.cwd()), str(Path.home()), str(self._output.parent), f":{self.port}"]
 
     def output(self) -> str:
         """All that it has written to standard output and standard error."""
@@ -142,10 +142,10 @@ class Victim:
 
 
 @asynccontextmanager
-async def attacked(folder: Path, *, keys: bool) -> AsyncIterator[Victim]:
+async def attacked(folder: Path, *, keys: bool, worker: str = 'backend = "echo"') -> AsyncIterator[Victim]:
     """A server to attack. At the end it is told to stop, and has to be in order for that."""
     config, output = folder / "config.toml", folder / "output.txt"
-    config.write_text(CONFIG.format(keys=f'keys = ["{KEY}"]' if keys else ""))
+    config.write_text(CONFIG.format(keys=f'keys = ["{KEY}"]' if keys else "", worker=worker))
     search = os.pathsep.join(filter(None, sys.path))
     with output.open("wb") as file:
         process = await asyncio.create_subprocess_exec(

@@ -10,7 +10,18 @@ from typing import Self
 import anyio
 import pytest
 
-from fastchat_serve import Chunk, Embeddings, EmbedRequest, GenerateRequest, Handle, Sink, TextPrompt, pull, push
+from fastchat_serve import (
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    EngineLoad,
+    GenerateRequest,
+    Handle,
+    Sink,
+    TextPrompt,
+    pull,
+    push,
+)
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.errors import (
@@ -457,6 +468,18 @@ async def test_an_engine_that_dies_takes_its_worker_out_of_service(engine_of: Ca
         await until(lambda: worker.state is WorkerState.FAILED)
 
         assert "told to die" in worker.reason
+
+
+async def test_an_engine_that_cannot_say_how_busy_it_is_serves_all_the_same() -> None:
+    class Shy(EchoEngine):
+        def current_load(self) -> EngineLoad:
+            raise RuntimeError
+
+    async with running(a_worker(Shy())) as worker:
+        sink = begin(worker)
+        assert (worker.load().running, worker.load().engine) == (1, EngineLoad())
+        assert (await sink.ended()).text == "to be or not"
+        assert worker.protocol_errors == 2
 
 
 # ---------------------------------------------------------------------------------------------- drain

@@ -21,15 +21,15 @@ class Hosts:
     """The names. They are compared exactly, ports are not; forwarded hosts are not looked at."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = frozenset(name.lower().encode() for name in names)
+        known = frozenset(name.lower().encode() for name in names)
+        self._is_ours = lru_cache(maxsize=64)(lambda host: _name(host) in known)
 
     def require(self, host: bytes) -> None:
         """Raises `Forbidden` if the header `host` has none of the names."""
-        if _name(host) not in self._names:
+        if not self._is_ours(host):
             raise Forbidden("This server does not go by that host name. The config's allowed_hosts says which it does.")
 
 
-@lru_cache(maxsize=64)
 def _name(host: bytes) -> bytes:
     """A Host header without its port; an IPv6 address without its brackets. Empty if it is no such thing."""
     found = _HOST.fullmatch(host)

@@ -16,8 +16,8 @@ class TemplateLimits(Struct, frozen=True, kw_only=True):
     """Written in all; also the length of any one string or list that an operator makes."""
     iterations: int = 200_000
     """Passes through all loops and macros together."""
-    seconds: float = 1.0
-    """Wall time, checked at every pass."""
+    seconds: float = 0.8
+    """Wall time, checked at every pass. With what lies between two of them a second is kept."""
 
 
 class LimitReached(Exception):

@@ -2,9 +2,9 @@
 
 A chat template comes with the model, so it is somebody's code. It runs in Jinja's immutable sandbox
 and is metered: a count of every pass through a loop or macro, and of every character written, is woven
-into its syntax tree, so that no construct goes around it. Operators that make much out of little
-(``"x" * 10**9``) are refused. What happens *within* one filter or method is not metered; a template should
-still be rendered in a thread, beside the event loop.
+into its syntax tree, so that no construct goes around it. Operators, filters and methods that make much out
+of little (``"x" * 10**9``) are refused by `template_growth`. What happens *within* one of them is not metered; a
+template should still be rendered in a thread, beside the event loop.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import BuiltinMethodType
 from typing import Any, NoReturn
 
 import jinja2
@@ -22,11 +23,12 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastchat_serve.errors import ConfigError, InvalidRequest
+from fastchat_serve.text.template_growth import NEEDLESS_METHODS, Growth
 from fastchat_serve.text.template_meter import LimitReached, Meter, TemplateLimits
 
 __all__ = ["SandboxedTemplate"]
 
-_STEP, _WRITE, _SIZE, _METER = "-step", "-write", "-size", "-meter"
+_STEP, _WRITE, _JOIN, _METER = "-step", "-write", "-join", "-meter"
 """Names for the syntax tree that no template can spell, so none can replace what they stand for."""
 
 _MAX_INTEGER_BITS = 1024
@@ -84,12 +86,13 @@ class _Refusal(Exception):
 class _Environment(ImmutableSandboxedEnvironment):
     """The dialect in which Hugging Face's chat templates are written."""
 
-    intercepted_binops = frozenset(["+", "*", "**"])
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self, limits: TemplateLimits, clock: Callable[[], datetime]) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"])
-        self._limits = limits
-        self.filters.update({"tojson": _tojson, _STEP: _step, _WRITE: _write, _SIZE: self._checked_size})
+        self._growth = Growth(limits.characters)
+        self.filters = self._growth.guard(self.filters | {"tojson": _tojson})
+        self.filters.update({_STEP: _step, _WRITE: self._write, _JOIN: self._joined})
         self.globals.update(raise_exception=_raise_exception, strftime_now=lambda format: clock().strftime(format))
         del self.globals["lipsum"]
 
@@ -100,19 +103,54 @@ class _Environment(ImmutableSandboxedEnvironment):
             if bits > _MAX_INTEGER_BITS:
                 raise LimitReached(f"a number of more than {_MAX_INTEGER_BITS} bits")
         elif operator == "+":
-            self._check_size(_size(left) + _size(right))
+            self._growth.check(_size(left) + _size(right))
         elif operator == "*":
             repeated, times = (left, right) if isinstance(right, int) else (right, left)
-            self._check_size(_size(repeated) * times if isinstance(times, int) else 0)
+            self._growth.check(_size(repeated) * times if isinstance(times, int) else 0)
+        elif operator == "%":
+            self._growth.percent(left, right)
         return super().call_binop(context, operator, left, right)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.characters:
-            raise LimitReached(f"a value larger than {self._limits.characters}")
+    def call(self, context: Context, called: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call, unless it is one of a string's method that would make too much."""
+        if isinstance(called, BuiltinMethodType) and isinstance(called.__self__, str):
+            if called.__name__ == "replace":
+                self._growth.replaced(called.__self__, *args)
+            elif called.__name__ == "join":
+                self._growth.joined(args[0] if args else (), called.__self__)
+        return super().call(context, called, *args, **kwargs)
 
-    def _checked_size(self, value: Any) -> Any:
-        self._check_size(_size(value))
-        return value
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        needless = isinstance(obj, str) and attr in NEEDLESS_METHODS
+        return not needless and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Jinja's own, for ``'{}'.format``, with a look at the widths first."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            self._growth.formatted(value.__self__, args, kwargs)
+            return wrapped(*args, **kwargs)
+
+        return checked
+
+    def _text(self, value: Any) -> str:
+        self._growth.written(value)
+        return str(value)
+
+    def _joined(self, values: list[Any]) -> str:
+        """What ``~`` makes."""
+        texts = [value if isinstance(value, str) else self._text(value) for value in values]
+        self._growth.check(sum(map(len, texts)))
+        return "".join(texts)
+
+    @pass_context
+    def _write(self, context: Context, value: Any) -> str:
+        text = value if isinstance(value, str) else self._text(value)
+        context.parent[_METER].write(len(text))
+        return text
 
 
 class _GenerationTag(Extension):
@@ -149,13 +187,6 @@ def _step(context: Context, value: Any) -> Any:
     return value
 
 
-@pass_context
-def _write(context: Context, value: Any) -> Any:
-    text = value if isinstance(value, str) else str(value)
-    context.parent[_METER].write(len(text))
-    return text
-
-
 def _size(value: object) -> int:
     return len(value) if isinstance(value, (str, list, tuple)) else 0
 
@@ -171,26 +202,13 @@ def _weave_in_meter(tree: nodes.Template) -> None:
             loop.test = _filtered(loop.test, _STEP)  # items that it leaves out are passes as well
     for output in tree.find_all(nodes.Output):
         output.nodes = [_filtered(node, _WRITE) for node in output.nodes]
-    _replace_concatenations(tree)
+    for concatenation in list(tree.find_all(nodes.Concat)):
+        operands = nodes.List(concatenation.nodes, lineno=concatenation.lineno)
+        concatenation.nodes = [_filtered(operands, _JOIN)]
 
 
 def _filtered(expression: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno)
-
-
-def _replace_concatenations(node: nodes.Node) -> None:
-    """Check the size of what every ``~`` makes."""
-    for name, value in node.iter_fields():
-        if isinstance(value, list):
-            value[:] = [_with_checked_concatenation(item) for item in value]
-        else:
-            setattr(node, name, _with_checked_concatenation(value))
-
-
-def _with_checked_concatenation(value: Any) -> Any:
-    if isinstance(value, nodes.Node):
-        _replace_concatenations(value)
-    return _filtered(value, _SIZE) if isinstance(value, nodes.Concat) else value
 
 
 # ------------------------------------------------------------------------------------------ analysis

@@ -10,10 +10,7 @@ __all__ = ["flaw"]
 
 
 def flaw(chunk: object) -> str:
-    """What is wrong with `chunk`, for the log and the client; empty if it can be used.
-
-    Chunks that carry nothing but text, nearly all, cost a few comparisons.
-    """
+    """What is wrong with `chunk`, for the log and the client; empty if it can be used."""
     if not isinstance(chunk, Chunk):
         return f"a {type(chunk).__name__} for a chunk"
     if not isinstance(chunk.text, str):

@@ -131,7 +131,9 @@ class Job:
             return
         self._deadlines.token_at = self._clock()
         try:
-            if what := flaw(chunk):
+            plain = type(chunk) is Chunk and type(chunk.text) is str  # nearly all; a call for each would be felt
+            rich = not plain or chunk.logprobs is not None or chunk.finish_reason is not None
+            if rich and (what := flaw(chunk)):
                 self.give_up(self._broken(f"sent {what}"))
                 return
             self._token_count += len(chunk.token_ids)

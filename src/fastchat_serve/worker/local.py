@@ -263,8 +263,7 @@ class LocalWorker:
 
     def load(self) -> WorkerLoad:
         slots = self._slots
-        engine = EngineLoad() if self._pusher is None else self._engine.current_load()
-        return WorkerLoad(slots.running, slots.waiting, slots.count, slots.queue_limit, engine)
+        return WorkerLoad(slots.running, slots.waiting, slots.count, slots.queue_limit, self._engine_load())
 
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
         job = Job(
@@ -303,6 +302,16 @@ class LocalWorker:
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         self._ready()
         return await self._engine.detokenize(token_ids)
+
+    def _engine_load(self) -> EngineLoad:
+        if self._pusher is None:
+            return EngineLoad()
+        try:
+            return self._engine.current_load()
+        except Exception:  # the boundary to foreign code: nobody's request is worth less for it
+            logger.exception("Worker %s: its engine cannot say how busy it is.", self.id)
+            self._count_breach()
+            return EngineLoad()
 
     def _count_breach(self) -> None:
         self.protocol_errors += 1

@@ -104,7 +104,7 @@ class MockEngine:
     def _begin(self, stream: _Stream, knobs: Knobs) -> None:
         """The time to the first token is over."""
         if self._whole:
-            stream.send(whole(knobs.size), tokens=stream.left)
+            stream.send(whole(knobs.size), tuple(range(stream.left)))
             return
         stream.timed = bool(knobs.ts)
         if knobs.itl and not stream.step(stamp()):
@@ -139,18 +139,19 @@ class _Stream:
 
     def step(self, now: str) -> bool:
         """Send one token, which is `now` or one of the varied ones; False when none is to come any more."""
-        return self.send(now if self.timed else TOKENS[self.left % len(TOKENS)], tokens=1)
+        token_id = self.left % len(TOKENS)
+        return self.send(now if self.timed else TOKENS[token_id], (token_id,))
 
-    def send(self, text: str, *, tokens: int) -> bool:
-        """Push `text` as so many tokens; False when none is to come any more."""
+    def send(self, text: str, token_ids: tuple[int, ...]) -> bool:
+        """Push `text` as these tokens; False when none is to come any more."""
         if self._aborted or self._ended:
             return False
-        self.left = left = self.left - tokens
-        if left:
-            self._sink.push(Chunk(text=text, token_ids=(left,)))
+        self.left -= len(token_ids)
+        if self.left:
+            self._sink.push(Chunk(text=text, token_ids=token_ids))
             return True
         usage = Usage(PROMPT_TOKENS, self._count)
-        self._sink.push(Chunk(text=text, token_ids=(left,), finish_reason="length", usage=usage))
+        self._sink.push(Chunk(text=text, token_ids=token_ids, finish_reason="length", usage=usage))
         self.finish(None)
         return False
 
