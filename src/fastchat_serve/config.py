@@ -82,7 +82,7 @@ class Server(_Table, frozen=True, kw_only=True):
     """TCP port. 0 takes any free one; the log says which."""
     insecure: bool = False
     """Allow listening beyond loopback without keys or token. Whoever reaches the port may use it."""
-    max_body_bytes: Count = 32 * 1024 * 1024
+    max_body_bytes: Count = 8 * 1024 * 1024
     """Largest request body; more is answered 413 while it is still being read."""
     drain_s: GraceSeconds = 30.0
     """On SIGTERM, seconds that accepted work has to finish before it is cut off."""

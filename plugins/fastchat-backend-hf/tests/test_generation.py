@@ -109,6 +109,22 @@ async def test_other_families_share_a_batch_too(opened: Opened, model: str) -> N
     assert [got.ids for got in answers] == [generated(reference, prompt, 12) for prompt in prompts]
 
 
+async def test_a_model_whose_attention_cannot_be_exchanged_shares_a_batch_all_the_same(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, llama: PreTrainedModel
+) -> None:
+    monkeypatch.setattr("fastchat_backend_hf.batching.use_own_attention", lambda model: True)  # which is not so
+    rng = random.Random(4)
+    prompts = [random_prompt(rng, 200) for _ in range(6)]
+    async with opened() as engine:
+        assert engine.info.notes == ()
+        generation = engine._loaded.generation
+        assert generation is not None
+        assert isinstance(generation._runner, BatchRunner)
+        assert not generation._runner._rows.attends
+        answers = await all_answers(engine, [asking(prompt, max_tokens=12) for prompt in prompts], rng)
+    assert [got.ids for got in answers] == [generated(llama, prompt, 12) for prompt in prompts]
+
+
 async def test_a_seeded_request_draws_the_same_alone_and_among_15_others(opened: Opened) -> None:
     rng = random.Random(3)
 

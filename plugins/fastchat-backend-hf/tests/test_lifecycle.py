@@ -20,11 +20,12 @@ from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.cells import Cells
 from fastchat_backend_hf.embeddings import Embedder, EmbedJob
 from fastchat_backend_hf.engine import HfEngine
-from fastchat_backend_hf.kv import LEAST_COLUMNS, _Shelf
+from fastchat_backend_hf.kv import LEAST_COLUMNS
 from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block
 from fastchat_backend_hf.sampling import Draw, Sampler
+from fastchat_backend_hf.shelves import Shelf
 from fastchat_backend_hf.solo import SoloRunner
 from fastchat_serve import Chunk, EmbedRequest, EngineError, EngineSetup, OutOfMemory, TextPrompt, Unavailable
 
@@ -128,10 +129,10 @@ async def test_a_step_wakes_the_loop_once_for_all_streams(opened: Opened, monkey
         posted = 0
         decode = BatchRunner.decode
 
-        def counted(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+        def counted(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
             nonlocal steps
             steps += 1
-            return decode(self, tokens, block)
+            return decode(self, tokens, blocks)
 
         loop = asyncio.get_running_loop()
         post = loop.call_soon_threadsafe
@@ -178,7 +179,7 @@ async def test_when_the_thread_dies_every_request_ends_with_an_error(
             engine.start(ENDLESS, sink)
         await until(lambda: all(sink.chunks for sink in sinks))
 
-        def die(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+        def die(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
             raise cause
 
         monkeypatch.setattr(BatchRunner, "decode", die)
@@ -208,7 +209,7 @@ async def test_unloading_does_not_wait_for_ever_for_a_stuck_step(
 ) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def hang(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+    def hang(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
         stuck.set()
         release.wait(20)
         raise SystemExit
@@ -272,10 +273,10 @@ async def test_memory_that_runs_out_in_a_step_ends_the_longest_answer(
         well = await answer(engine, asking(max_tokens=30, ignore_eos=True))
         decode = BatchRunner.decode
 
-        def fail_over_100(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+        def fail_over_100(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
             if max(self._rows.lengths) > 100:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return decode(self, tokens, block)
+            return decode(self, tokens, blocks)
 
         monkeypatch.setattr(BatchRunner, "decode", fail_over_100)
         long = asyncio.create_task(answer(engine, asking([9] * 90, id="long", max_tokens=30, ignore_eos=True)))
@@ -291,14 +292,14 @@ async def test_a_cache_that_cannot_grow_generously_grows_as_much_as_it_must(
     requests = [asking([9 + i] * 30, id=str(i), max_tokens=30, ignore_eos=True) for i in range(3)]
     async with opened() as engine:
         well = [await answer(engine, request) for request in requests]
-    resize = _Shelf.resize
+    resize = Shelf.resize
 
-    def small_device(self: _Shelf, rows: int) -> None:
+    def small_device(self: Shelf, rows: int) -> None:
         if rows * self.columns > 3 * LEAST_COLUMNS:  # twice as many as two are too many
             raise torch.OutOfMemoryError("CUDA out of memory")
         resize(self, rows)
 
-    monkeypatch.setattr(_Shelf, "resize", small_device)
+    monkeypatch.setattr(Shelf, "resize", small_device)
     async with opened() as engine:
         got = await asyncio.gather(*(answer(engine, request) for request in requests))
         assert [one.ids for one in got] == [one.ids for one in well]
@@ -327,7 +328,7 @@ async def test_a_step_that_fails_ends_its_rows_and_the_engine_goes_on(
         well = await answer(engine, asking())
         with monkeypatch.context() as patched:
 
-            def fail(self: BatchRunner, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+            def fail(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
                 raise ValueError("a bug")
 
             patched.setattr(BatchRunner, "decode", fail)

@@ -21,7 +21,7 @@ from hf_answers import Folder, Opened, answer, asking
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import fastchat_backend_hf
-from fastchat_backend_hf import HfOptions, open_hf, weights
+from fastchat_backend_hf import HfOptions, devices, open_hf, weights
 from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.checkpoint import fingerprint
 from fastchat_backend_hf.context import model_context_length
@@ -446,7 +446,10 @@ async def test_another_chat_template_makes_another_fingerprint(opened: Opened, t
 def test_devices_types_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert pick_device("cpu") == cpu
-    assert pick_dtype("auto", torch.bfloat16, cpu) == torch.float32
+    assert pick_dtype("auto", torch.float32, cpu) == pick_dtype("auto", torch.float16, cpu) == torch.float32
+    for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(devices, "has_fast_bfloat16", lambda fast=fast: fast)
+        assert pick_dtype("auto", torch.bfloat16, cpu) == expected
     assert pick_dtype("auto", torch.bfloat16, torch.device("cuda")) == torch.bfloat16
     assert pick_dtype("float16", torch.bfloat16, cpu) == torch.float16
     assert parse_bytes("2GiB") == 2 * 2**30

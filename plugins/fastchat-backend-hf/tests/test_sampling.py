@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastchat_backend_hf import penalties
 from fastchat_backend_hf.sampling import Sampler, uniforms
 from fastchat_backend_hf.sequences import TokenSequence
 from fastchat_serve import GenerateRequest, SamplingParams, TokenPrompt
@@ -197,6 +199,39 @@ def test_penalties_count_what_is_drawn_between_steps() -> None:
         one.answer.append(result.token)
         drawn.append(result.token)
     assert drawn == [1, 2, 1, 2]
+
+
+def test_penalties_of_those_who_stay_outlast_a_change_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is counted twice for somebody else's coming and going, and nobody inherits a neighbour's counts."""
+    counted: list[Any] = []
+    occurrences = penalties._occurrences
+
+    def noted(tokens: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        counted.append(tokens)
+        return occurrences(tokens, like)
+
+    monkeypatch.setattr(penalties, "_occurrences", noted)
+    logits = torch.tensor([0.0, 2.5, 2.0])
+    penalty: dict[str, Any] = {"temperature": 0, "frequency_penalty": 1.0, "repetition_penalty": 1.1}
+    stays, leaves, plain, comes = row(**penalty), row(**penalty), row(temperature=0), row(**penalty)
+    for one in (stays, leaves, comes):
+        one.prompt = [0]
+    last: Sampler | None = None
+    changes: list[list[Row]] = [[leaves, stays], [leaves, stays], [stays, plain], [comes, plain, stays], [stays]]
+    for rows in changes:
+        last = Sampler(cast("list[TokenSequence]", list(rows)), CPU, last)
+        for one, result in zip(rows, last.draw(logits.repeat(len(rows), 1)), strict=True):
+            assert result.token is not None
+            one.answer.append(result.token)
+    alone, expected = sampler(fresh := row(**penalty)), []
+    fresh.prompt = [0]
+    for _ in range(5):
+        (result,) = alone.draw(logits[None].clone())
+        assert result.token is not None
+        fresh.answer.append(result.token)
+        expected.append(result.token)
+    assert stays.answer == expected
+    assert len(counted) == 2 * 4, "answer and prompt of each of four"
 
 
 def test_log_probabilities_ignore_temperature_bias_and_filters() -> None:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from fastchat_backend_hf.cells import BlockCache, Cells, Layout
 from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.kv import LEAST_COLUMNS, KvCache
-from fastchat_backend_hf.mixed_pass import MixedPass
+from fastchat_backend_hf.mixed_pass import MixedPass, PassBlock
 from fastchat_backend_hf.prefixes import PrefixCache
 from fastchat_backend_hf.reading import BLOCK_TOKENS, Reading
 from fastchat_backend_hf.runners import Block, Context
@@ -58,7 +58,7 @@ class BatchRunner:
             max_rows=max_rows,
             max_columns=max_columns,
             budget_tokens=budget_tokens,
-            make_room=self._evict_beside_readings,
+            make_room=self._evict,
             least_columns=least_columns,
         )
         self._rows.attends = attends
@@ -69,12 +69,10 @@ class BatchRunner:
         self._takes_positions = _takes(model, "position_ids") and _takes(model.base_model, "position_ids")
         self._keeps_logits = _takes(model, "logits_to_keep")
         self._device = model.get_input_embeddings().weight.device
-        self._reading_tokens = 0
-        """Room that contexts being read have taken."""
 
     @property
     def used_fraction(self) -> float:
-        return (self._rows.used_tokens + self._reading_tokens) / self._budget
+        return (self._rows.used_tokens + self._rows.tokens_elsewhere) / self._budget
 
     def fits(self, lengths: Sequence[int]) -> bool:
         return self._rows.fits(lengths)
@@ -109,21 +107,24 @@ class BatchRunner:
         return logits
 
     def join(self, reading: Reading) -> None:
-        self._rows.add(reading.kv, len(reading.tokens))
-        self._origins.append(_Origin(reading.salt, reading.names))
+        cells: Cells | None = reading.kv
         self.close(reading)
+        try:
+            self._rows.add(cells, len(reading.tokens))
+        except Exception:
+            self._keep_cells(reading, cells)
+            raise
+        self._origins.append(_Origin(reading.salt, reading.names))
 
     def close(self, reading: Reading) -> None:
-        if reading.kv is not None:
-            reading.kv = None
-            self._reading_tokens -= len(reading.tokens)
+        self._keep_cells(reading, None)
 
     # ----------------------------------------------------------------------------------------- rows
 
-    def decode(self, tokens: Sequence[int], block: Block | None = None) -> Tensor:
+    def decode(self, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
         if self._rows.attends:
-            return self._decode_mixed(tokens, block)
-        if block is not None:
+            return self._decode_mixed(tokens, blocks)
+        for block in blocks:
             self.read([block.reading], block.most)
         self._rows.extend()
         lengths = self._rows.place(self._device)
@@ -134,24 +135,23 @@ class BatchRunner:
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def _decode_mixed(self, tokens: Sequence[int], block: Block | None) -> Tensor:
+    def _decode_mixed(self, tokens: Sequence[int], blocks: Sequence[Block]) -> Tensor:
         """All tokens as one sequence, whose attention finds by itself what belongs together."""
         self._rows.extend()
-        positions = self._rows.place(self._device)
-        inputs, count = list(tokens), 0
-        if block is not None:
-            reading, most = block
-            start, count = reading.done, min(most, reading.left)
-            self._blocks.place([self._cells(reading)], start)
-            inputs += reading.tokens[start : start + count]
-            positions = torch.cat([positions, torch.arange(start, start + count, device=self._device)])
-        options: dict[str, Any] = {"mixed": MixedPass(self._rows, self._blocks, count, self._device)}
-        if count and self._keeps_logits:
+        positions = [self._rows.place(self._device)]
+        inputs = list(tokens)
+        placed = [PassBlock(self._cells(one), one.done, min(most, one.left)) for one, most in blocks]
+        for block, (reading, _) in zip(placed, blocks, strict=True):
+            inputs += reading.tokens[block.start : block.stop]
+            positions.append(torch.arange(block.start, block.stop, device=self._device))
+        options: dict[str, Any] = {"mixed": MixedPass(self._rows, placed, self._device)}
+        if blocks and self._keeps_logits:
             options["logits_to_keep"] = torch.arange(len(tokens), device=self._device)
-        out = self._forward(self._model, torch.tensor([inputs], device=self._device), positions, self._rows, **options)
+        sequence = torch.tensor([inputs], device=self._device)
+        out = self._forward(self._model, sequence, torch.cat(positions), self._rows, **options)
+        for block, (reading, _) in zip(placed, blocks, strict=True):
+            self._advance(reading, block.count)
         self._rows.advance()
-        if block is not None:
-            self._advance(block.reading, count)
         logits: Tensor = out.logits[0, : len(tokens)]
         return logits
 
@@ -181,6 +181,7 @@ class BatchRunner:
 
     def release(self) -> None:
         self._rows.release()
+        self._rows.tokens_elsewhere = 0
         self._origins.clear()
         if self._prefixes is not None:
             self._prefixes.clear()
@@ -192,32 +193,41 @@ class BatchRunner:
     def _cells(self, reading: Reading) -> Cells:
         """Where `reading` is written; room is made for it the first time."""
         if reading.kv is None:
-            self._evict(self._rows.tokens + self._reading_tokens + len(reading.tokens))
-            reading.kv = self._layout.empty(len(reading.tokens))
-            self._reading_tokens += len(reading.tokens)
+            if self._taken + len(reading.tokens) > self._budget:
+                self._rows.compact()
+            self._evict(self._taken + len(reading.tokens))
+            self._keep_cells(reading, self._layout.empty(len(reading.tokens)))
         cells: Cells = reading.kv
         return cells
 
-    def _evict_beside_readings(self, row_tokens: int) -> None:
-        self._evict(row_tokens + self._reading_tokens)
+    def _keep_cells(self, reading: Reading, cells: Cells | None) -> None:
+        self._rows.tokens_elsewhere += len(cells or ()) - len(reading.kv or ())
+        reading.kv = cells
+
+    @property
+    def _taken(self) -> int:
+        """Of the budget, by rows and contexts being read."""
+        return self._rows.tokens + self._rows.tokens_elsewhere
 
     def _evict(self, needed_tokens: int) -> None:
         if self._prefixes is not None:
             self._prefixes.shrink(self._budget - needed_tokens)
 
-    def _save(self, names: Sequence[bytes], stop: int, cut: Callable[[int, int], Cells]) -> None:
+    def _save(self, names: Sequence[bytes], stop: int, of_tokens: Callable[[int, int], Cells]) -> None:
         """Keep the first `stop` blocks of a context, as far as they fit beside rows and readings."""
         assert self._prefixes is not None
-        room = max(0, self._budget - self._rows.tokens - self._reading_tokens) // BLOCK_TOKENS
+        room = max(0, self._budget - self._taken) // BLOCK_TOKENS
         stop = min(stop, room)
         start = len(self._prefixes.find(names[:stop], 0))
+        if start == stop:
+            return
         self._prefixes.shrink((room - (stop - start)) * BLOCK_TOKENS)
         try:
-            blocks = [cut(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS) for number in range(start, stop)]
+            blocks = of_tokens(start * BLOCK_TOKENS, stop * BLOCK_TOKENS).blocks(BLOCK_TOKENS)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._prefixes.clear()
+            self._prefixes.clear()  # what is only kept for others is the first to go
         else:
             self._prefixes.keep(names, start, blocks)
 
@@ -239,7 +249,7 @@ class BatchRunner:
         reading.done = min(reading.done + count, len(reading.tokens))
         if reading.names:
             cells: Cells = reading.kv
-            self._save(reading.names, reading.done // BLOCK_TOKENS, cells.cut)
+            self._save(reading.names, reading.done // BLOCK_TOKENS, cells.view)
 
     def _forward(self, network: Any, tokens: Tensor, positions: Tensor, cache: Cache, **options: Any) -> Any:
         """`positions` are those of `tokens` ``[rows, tokens]``, or of one row."""

@@ -14,7 +14,7 @@ from fastchat_backend_hf.checkpoint import Checkpoint
 from fastchat_backend_hf.devices import free_memory, parse_bytes
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.reading import BLOCK_TOKENS
-from fastchat_backend_hf.runners import Context, Runner
+from fastchat_backend_hf.runners import Block, Context, Runner
 from fastchat_backend_hf.solo import EncoderDecoderRunner, SoloRunner
 from fastchat_serve import StartupError
 
@@ -77,12 +77,12 @@ def _obstacle(text_config: Any, context_length: int) -> str | None:
 
 @torch.inference_mode()
 def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
-    """Generate with two short rows and compare with each row alone: the layout of the cache, or why it does not work.
+    """Generate with two rows and compare with each row alone: the layout of the cache, or why it does not work.
 
-    The longer one is read in blocks, and they lie on two shelves.
+    Their prompts are read in blocks, that of the second beside the first answer, and they lie on two shelves.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
-    rows = [[(7 * i + 3) % vocabulary for i in range(5)], [(5 * i + 2) % vocabulary for i in range(3)]]
+    first, second = rows = [[(7 * i + 3) % vocabulary for i in range(6)], [(5 * i + 2) % vocabulary for i in range(3)]]
     try:
         alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=True) for row in rows]
         layout = Layout(alone[0].past_key_values)
@@ -96,12 +96,14 @@ def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
             attends=attends,
             least_columns=4,
         )
-        for row in rows:
-            reading = runner.open(Context(row, ()))
-            while reading.left:
-                runner.read([reading], 2)
-            runner.join(reading)
-        found = runner.decode([row[-1] for row in rows]).float()
+        reading = runner.open(Context(first[:-1], ()))
+        while reading.left:
+            runner.read([reading], 2)
+        runner.join(reading)
+        reading = runner.open(Context(second, ()))
+        runner.decode([first[-2]], [Block(reading, 2)])
+        runner.join(reading)
+        found = runner.decode([first[-1], second[-1]]).float()
     except Exception as error:  # models refuse a foreign cache in many ways
         return None, f"the model does not take a shared cache ({type(error).__name__})"
     expected = torch.stack([out.logits[0, -1].float() for out in alone]).to(found.device)

@@ -72,9 +72,14 @@ class Cells:
         slab, place = self._layout.places[number]
         return self._slabs[slab][place]
 
-    def cut(self, start: int, stop: int) -> Cells:
-        """A copy of these tokens."""
-        return Cells(self._layout, [slab[:, :, start:stop].clone() for slab in self._slabs])
+    def view(self, start: int, stop: int) -> Cells:
+        """These tokens, in the same memory."""
+        return Cells(self._layout, [slab[:, :, start:stop] for slab in self._slabs])
+
+    def blocks(self, size: int) -> list[Cells]:
+        """Copies of every `size` tokens."""
+        views = (self.view(start, start + size) for start in range(0, len(self), size))
+        return [Cells(self._layout, [slab.clone() for slab in view._slabs]) for view in views]
 
     def paste(self, start: int, blocks: Sequence[Self]) -> None:
         """Write `blocks`, one behind the other, from token `start` on."""

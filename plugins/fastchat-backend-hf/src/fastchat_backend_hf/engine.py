@@ -1,7 +1,7 @@
 """The engine as the event loop sees it: streams in, sinks out, nothing that waits.
 
-Three threads share the work. The loop's owns the streams. One prepares requests (templates, tokenizing), so that a long
-prompt holds up neither the loop nor the batch. The engine's own runs the model (`stepper.py`); what one step
+The loop's thread owns the streams. Others prepare requests (templates, tokenizing), so that a long prompt holds up
+neither the loop nor the batch (`preparation.py`). The engine's own runs the model (`stepper.py`); what one step
 brought for all streams comes back in one call.
 """
 
@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Self, TypeVar
 
@@ -25,6 +25,7 @@ from fastchat_backend_hf.failures import as_serve_error
 from fastchat_backend_hf.generation import News
 from fastchat_backend_hf.loading import LoadedModel, load
 from fastchat_backend_hf.options import HfOptions
+from fastchat_backend_hf.preparation import Lanes, size
 from fastchat_backend_hf.stepper import Stepper
 from fastchat_serve import (
     ChatPrompt,
@@ -99,7 +100,7 @@ class HfEngine:
         self._jobs: set[EmbedJob] = set()
         model = await anyio.to_thread.run_sync(load, self._setup, self._options)
         self._model = model
-        self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastchat-hf-prompts")
+        self._preparing = Lanes("fastchat-hf-prompts")
         self._stepper = Stepper(
             model.generation, model.embedder, deliver=self._post_news, died=partial(self._post, self._on_death)
         )
@@ -108,7 +109,7 @@ class HfEngine:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._stepper.stop()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._preparing.close()
         with anyio.CancelScope(shield=True):
             ended = await anyio.to_thread.run_sync(self._stepper.join, _UNLOAD_TIMEOUT_S)
         self._end_all(Unavailable("The model was unloaded."))
@@ -129,14 +130,15 @@ class HfEngine:
             self._loop.call_soon(stream.end, self._dead())
             return stream
         self._streams.add(stream)
-        stream.preparation = self._preparing.submit(self._prepare, request, stream, time.monotonic())
+        prepare = partial(self._prepare, request, stream, time.monotonic())
+        stream.preparation = self._preparing.submit(size(request.prompt), prepare)
         return stream
 
     def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        texts = await self._off_loop(partial(self._loaded.prompts.texts, request))
+        texts = await self._off_loop(sum(map(size, request.inputs)), partial(self._loaded.prompts.texts, request))
         if self.fatal_error is not None:
             raise self._dead()
         job = EmbedJob(texts)
@@ -149,13 +151,13 @@ class HfEngine:
         return Embeddings(vectors.astype("<f4").tobytes(), vectors.shape[1], sum(map(len, texts)))
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        return tuple(await self._off_loop(partial(self._loaded.prompts.token_ids, prompt)))
+        return tuple(await self._off_loop(size(prompt), partial(self._loaded.prompts.token_ids, prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        return await self._off_loop(partial(self._loaded.prompts.text, token_ids))
+        return await self._off_loop(len(token_ids), partial(self._loaded.prompts.text, token_ids))
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(partial(self._loaded.prompts.render, prompt))
+        return await self._off_loop(size(prompt), partial(self._loaded.prompts.render, prompt))
 
     def current_load(self) -> EngineLoad:
         generation = self._loaded.generation
@@ -164,7 +166,7 @@ class HfEngine:
         running = min(generation.running, len(self._streams))
         return EngineLoad(running, len(self._streams) - running, generation.used_fraction)
 
-    # ----------------------------------------------------------------------- on the preparing thread
+    # ---------------------------------------------------------------------- on the preparing threads
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:
         try:
@@ -222,8 +224,8 @@ class HfEngine:
     def _dead(self) -> EngineError:
         return EngineError(f"The engine has stopped working ({type(self.fatal_error).__name__}).")
 
-    async def _off_loop(self, work: Callable[[], _T]) -> _T:
-        return await self._loop.run_in_executor(self._preparing, work)
+    async def _off_loop(self, length: int, work: Callable[[], _T]) -> _T:
+        return await asyncio.wrap_future(self._preparing.submit(length, work))
 
     @property
     def _loaded(self) -> LoadedModel:

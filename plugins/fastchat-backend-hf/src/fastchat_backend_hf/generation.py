@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor
 
 from fastchat_backend_hf.failures import as_serve_error, is_fatal, is_out_of_memory
 from fastchat_backend_hf.pace import STEP_TOKENS, Pace
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block, Context, RowFailed, Runner
-from fastchat_backend_hf.sampling import Draw, Sampler, raw_logprobs
+from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.scheduler import Scheduler
+from fastchat_backend_hf.scoring import end_scoring, score_block
 from fastchat_backend_hf.sequences import Stream, TokenSequence
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
@@ -53,6 +53,8 @@ class Generation:
         self._scheduler: Scheduler[TokenSequence] = Scheduler(runner.fits, max_batch=max_batch)
         self._pace = Pace(prefill_tokens)
         self._sampler: Sampler | None = None
+        self._changed = True
+        """Since the sampler was built, rows have joined or left."""
         self._news: list[News] = []
 
     @property
@@ -81,9 +83,9 @@ class Generation:
         self._join_complete()
         if not self._scheduler.running:
             self._read_alone()
+        blocks = self._next_blocks()
         began = time.perf_counter()
-        block = self._next_block()
-        logits = self._decode(block)
+        logits = self._decode(blocks)
         if logits is not None:
             try:
                 draws = self._draw(logits)
@@ -91,7 +93,7 @@ class Generation:
                 self._fail_all(error)
             else:
                 self._accept(draws)
-                self._pace.took_beside(block.most if block else 0, time.perf_counter() - began)
+                self._pace.took_beside(sum(block.most for block in blocks.values()), time.perf_counter() - began)
         return self._news
 
     def release(self) -> None:
@@ -143,16 +145,21 @@ class Generation:
             self._runner.synchronize()
             self._pace.took_alone(spent, time.perf_counter() - began)
 
-    def _next_block(self) -> Block | None:
+    def _next_blocks(self) -> dict[TokenSequence, Block]:
         """What is read beside the answers under way. A prompt to be scored has passes of its own."""
-        most = self._pace.beside()
-        if not (self._scheduler.running and self._scheduler.reading and most):
-            return None
-        sequence = self._scheduler.reading[0]
-        if sequence.scored:
-            return Block(_reading(sequence), min(most, sequence.unread))
-        self._read_block([sequence], most)
-        return None
+        running, reading = len(self._scheduler.running), len(self._scheduler.reading)
+        left = self._pace.beside(crowded=reading > running) if running else 0
+        blocks: dict[TokenSequence, Block] = {}
+        for sequence in list(self._scheduler.reading):
+            if left < STEP_TOKENS:
+                break
+            if not sequence.scored:
+                self._read_block([sequence], left)
+                break
+            count = min(left // STEP_TOKENS * STEP_TOKENS, sequence.unread)
+            blocks[sequence] = Block(_reading(sequence), count)
+            left -= count
+        return blocks
 
     def _read_block(self, group: Sequence[TokenSequence], count: int) -> None:
         """Read at most `count` tokens of each in one pass, and end the turn of those in `group`."""
@@ -160,7 +167,7 @@ class Generation:
             if group[0].scored:
                 self._runner.read([_reading(sequence) for sequence in group], count)
             else:
-                self._score(group[0], count)
+                score_block(self._runner, self._vocabulary, group[0], count)
         except Exception as error:
             if is_out_of_memory(error) and self._runner.shrink():
                 self._read_block(group, count)
@@ -188,37 +195,37 @@ class Generation:
 
     def _join(self, sequence: TokenSequence) -> None:
         reading = _reading(sequence)
-        if not sequence.scored and sequence.echo is not None:
-            first = self._vocabulary.unpredicted(sequence.prompt[0])
-            sequence.echo = replace(sequence.echo, logprobs=(first, *sequence.prompt_logprobs))
-            sequence.scored = True
+        if not sequence.scored:
+            end_scoring(self._vocabulary, sequence)
         if sequence.finish_reason is not None:  # only its prompt was of interest
             self._remove(sequence)
             self._news.append(News(sequence.stream, sequence.finish(), ended=True))
             return
         self._runner.join(reading)
-        if not sequence.answer:
-            sequence.cached_tokens = reading.cached
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(reading.cached, len(sequence.prompt))
         sequence.reading = None
         self._scheduler.reading.remove(sequence)
         self._scheduler.running.append(sequence)
-        self._sampler = None
+        self._changed = True
 
-    def _decode(self, block: Block | None) -> Tensor | None:
-        """Next-token logits of the rows under way, ``[rows, vocabulary]``. Reads `block` as well."""
+    def _decode(self, blocks: dict[TokenSequence, Block]) -> Tensor | None:
+        """Next-token logits of the rows under way, ``[rows, vocabulary]``. Reads `blocks` as well."""
         while running := self._scheduler.running:
             try:
-                logits = self._runner.decode([sequence.last for sequence in running], block)
+                logits = self._runner.decode([sequence.last for sequence in running], list(blocks.values()))
             except Exception as error:
                 if is_out_of_memory(error) and self._runner.shrink():
                     continue
-                if block is not None:  # a pass with fewer to blame
-                    block = None
-                else:
+                if not blocks:
                     self._blame(error)
+                for sequence, block in blocks.items():  # whose fault is it?
+                    if sequence.unread:
+                        self._read_block([sequence], block.most)
+                blocks = {}
             else:
-                if block is not None:
-                    self._scheduler.end_turn(self._scheduler.reading[0])
+                for sequence in blocks:
+                    self._scheduler.end_turn(sequence)
                 return logits
         return None
 
@@ -233,8 +240,10 @@ class Generation:
             self._fail_all(error)
 
     def _draw(self, logits: Tensor) -> list[Draw]:
-        if self._sampler is None:
-            self._sampler = Sampler(list(self._scheduler.running), self._device)
+        if self._changed:
+            self._sampler = Sampler(list(self._scheduler.running), self._device, self._sampler)
+            self._changed = False
+        assert self._sampler is not None
         return self._sampler.draw(logits)
 
     def _accept(self, draws: Sequence[Draw]) -> None:
@@ -253,17 +262,6 @@ class Generation:
                 self._drop(row)
 
     # ------------------------------------------------------------------------------------------ details
-
-    def _score(self, sequence: TokenSequence, most: int) -> None:
-        """Read a block of a prompt and note the log-probabilities of the tokens that follow each of its positions."""
-        reading = _reading(sequence)
-        after = reading.done + 1
-        logits = self._runner.score(reading, most)
-        predicted = sequence.prompt[after : after + len(logits)]
-        tokens = torch.tensor(predicted, device=logits.device)
-        counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
-        found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
-        sequence.prompt_logprobs += map(self._vocabulary.logprob, predicted, found)
 
     def _chunk(self, sequence: TokenSequence, draw: Draw) -> Chunk:
         if draw.token is None:
@@ -286,7 +284,7 @@ class Generation:
 
     def _drop(self, row: int) -> TokenSequence:
         self._runner.drop(row)
-        self._sampler = None
+        self._changed = True
         return self._scheduler.remove_row(row)
 
     def _fail_row(self, row: int, error: BaseException) -> None:

@@ -10,17 +10,15 @@ mask hides the unused ends.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fastchat_backend_hf.cells import Cells, Layout
+from fastchat_backend_hf.shelves import Row, Shelf, View, view_of
 
 __all__ = ["LEAST_COLUMNS", "Attend", "KvCache"]
 
@@ -30,85 +28,6 @@ LEAST_COLUMNS = 64
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of ``query, keys, values, mask``: ``[rows, heads, tokens, width]`` each, the mask
 ``[rows, 1, 1, columns]``; its result has rows first."""
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One answer's tokens: so many of them, on this shelf, in this row of it."""
-
-    length: int
-    shelf: _Shelf
-    slot: int
-
-
-class _Shelf:
-    """Rows of at most `columns` tokens. Live ones come first."""
-
-    def __init__(self, layout: Layout, columns: int) -> None:
-        self.columns = columns
-        self.live: list[_Row] = []
-        self.parts = [
-            torch.empty(0, kind.heads, columns, kind.width, dtype=kind.dtype, device=kind.device)
-            for kind in layout.kinds
-        ]
-        """Keys and values of each layer in turn."""
-
-    @property
-    def rows(self) -> int:
-        """Those there is room for."""
-        return len(self.parts[0])
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
-
-    def resize(self, rows: int) -> None:
-        """Have room for so many rows. New ones are zero, as what is masked must still be a number."""
-        kept = len(self.live)
-        for number, part in enumerate(self.parts):
-            if len(part) != rows:
-                self.parts[number] = _zeros(rows, part)
-                self.parts[number][:kept] = part[:kept]
-
-    def take(self, slot: int, length: int) -> _Row:
-        """A row in the first free slot, which holds so many tokens already."""
-        row = _Row(length, self, slot)
-        self.live.append(row)
-        return row
-
-    def leave(self, row: _Row) -> None:
-        """The last row takes the place of `row`."""
-        last = self.live.pop()
-        if last is not row:
-            for part in self.parts:
-                part[row.slot, :, : last.length] = part[last.slot, :, : last.length]
-            self.live[row.slot] = last
-            last.slot = row.slot
-
-
-@dataclass(slots=True)
-class _View:
-    """What a step does on one shelf."""
-
-    shelf: _Shelf
-    rows: Tensor
-    """Which of the batch's rows lie on it, in its order."""
-    is_batch: bool
-    """They are all of them, in the batch's order."""
-    slots: Tensor
-    columns: Tensor
-    """Where each row's new token is written."""
-    width: int
-    """Columns to attend to."""
-    mask: Tensor | None
-    """``[rows, 1, 1, width]``; None: the rows are equally long."""
-
-    def write(self, number: int, states: Tensor) -> Tensor:
-        """Store ``[batch, heads, 1, width]`` in one part and return all of it that the step attends to."""
-        part = self.shelf.parts[number]
-        new = states if self.is_batch else states[self.rows.to(states.device)]
-        part[self.slots.to(part.device), :, self.columns.to(part.device)] = new[:, :, 0]
-        return part[: len(self.slots), :, : self.width]
 
 
 class _RowsLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not annotated
@@ -146,6 +65,7 @@ class KvCache(Cache):  # type: ignore[misc]
         attends: The model's attention goes through `attend`, and no mask is asked for. Otherwise each layer is given
             the rows of all shelves side by side, which takes a copy when there are several.
         width: Columns of the longest row in the step.
+        tokens_elsewhere: What contexts that are being read take of the budget.
     """
 
     def __init__(
@@ -158,15 +78,15 @@ class KvCache(Cache):  # type: ignore[misc]
         make_room: Callable[[int], None],
         least_columns: int = LEAST_COLUMNS,
     ) -> None:
-        """`budget_tokens` is at least `max_columns`; `make_room` is told how many tokens are about to be held."""
+        """`budget_tokens` is at least `max_columns`; `make_room` is told how much of it is about to be taken."""
         super().__init__(layers=[_RowsLayer(self, number) for number in range(layout.layers)])
         self._layout, self._make_room = layout, make_room
         self._max_rows, self._budget_tokens = max_rows, budget_tokens
         self._least_columns, self._max_columns = least_columns, max_columns
-        self.attends, self.width = False, 0
-        self._rows: list[_Row] = []
-        self._shelves: dict[int, _Shelf] = {}
-        self._views: list[_View] = []
+        self.attends, self.width, self.tokens_elsewhere = False, 0, 0
+        self._rows: list[Row] = []
+        self._shelves: dict[int, Shelf] = {}
+        self._views: list[View] = []
         self._generous = True
 
     def __len__(self) -> int:
@@ -215,8 +135,8 @@ class KvCache(Cache):  # type: ignore[misc]
                     target[slot, :, : row.length] = source[row.slot, :, : row.length]
                 self._leave(row)
                 self._rows[number] = shelf.take(slot, row.length)
-        if self.tokens > self._budget_tokens:  # with places that rows have moved from
-            self._compact()
+        if self.tokens + self.tokens_elsewhere > self._budget_tokens:  # with places that rows have moved from
+            self.compact()
 
     def scrub(self, row: int) -> None:
         """Forget what a row holds: a value that is not a number would leak through the mask."""
@@ -235,6 +155,11 @@ class KvCache(Cache):  # type: ignore[misc]
         was_generous, self._generous = self._generous, False
         return was_generous
 
+    def compact(self) -> None:
+        """Give back what no row is in."""
+        for shelf in self._shelves.values():
+            shelf.resize(len(shelf.live))
+
     def release(self) -> None:
         """End all rows and give the memory back."""
         self._rows.clear()
@@ -251,7 +176,7 @@ class KvCache(Cache):  # type: ignore[misc]
             if shelf.live:
                 lengths = torch.tensor([row.length for row in shelf.live], device=device)
                 rows = [numbers[id(row)] for row in shelf.live]
-                self._views.append(_view(shelf, rows, lengths, len(self._rows)))
+                self._views.append(view_of(shelf, rows, lengths, len(self._rows)))
         self.width = max(view.width for view in self._views)
         only = self._views[0]
         return only.columns if only.is_batch else torch.tensor(self.lengths, device=device)
@@ -292,62 +217,32 @@ class KvCache(Cache):  # type: ignore[misc]
         columns = self._least_columns << max(0, (length - 1) // self._least_columns).bit_length()
         return max(length, min(columns, self._max_columns))
 
-    def _free_slot(self, length: int) -> tuple[_Shelf, int]:
+    def _free_slot(self, length: int) -> tuple[Shelf, int]:
         """A place for a row of this length, nobody's yet."""
         columns = self._columns(length)
-        shelf = self._shelves.get(columns) or _Shelf(self._layout, columns)
+        shelf = self._shelves.get(columns) or Shelf(self._layout, columns)
         slot = len(shelf.live)
         if slot == shelf.rows:
             self._grow(shelf)
             self._shelves[columns] = shelf
         return shelf, slot
 
-    def _grow(self, shelf: _Shelf) -> None:
+    def _grow(self, shelf: Shelf) -> None:
         """Room for one row more, or for twice as many while the budget is half empty: then growing is rare."""
         least = shelf.rows + 1
         rows = max(least, min(2 * shelf.rows, self._max_rows))
         if not self._generous or self._tokens_with(shelf, rows) > self._budget_tokens // 2:
             rows = least
         if not self._generous or self._tokens_with(shelf, rows) > self._budget_tokens:
-            self._compact()
+            self.compact()
         self._make_room(self._tokens_with(shelf, rows))
         shelf.resize(rows)
 
-    def _tokens_with(self, shelf: _Shelf, rows: int) -> int:
-        """What there would be room for if `shelf` had so many rows."""
-        return self.tokens + (rows - shelf.rows) * shelf.columns
+    def _tokens_with(self, shelf: Shelf, rows: int) -> int:
+        """What would be taken of the budget if `shelf` had so many rows."""
+        return self.tokens + self.tokens_elsewhere + (rows - shelf.rows) * shelf.columns
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         row.shelf.leave(row)
         if not row.shelf.live:
             del self._shelves[row.shelf.columns]
-
-    def _compact(self) -> None:
-        """Give back what no row is in."""
-        for shelf in self._shelves.values():
-            shelf.resize(len(shelf.live))
-
-
-def _zeros(rows: int, like: Tensor) -> Tensor:
-    """So many rows like those of `like`. On a CPU the system gives zeroed memory page by page, as it is written."""
-    shape = (rows, *like.shape[1:])
-    if like.device.type != "cpu" or rows == 0:
-        return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
-
-
-def _view(shelf: _Shelf, rows: list[int], lengths: Tensor, batch: int) -> _View:
-    longest = max(row.length for row in shelf.live)
-    device = lengths.device
-    mask = None
-    if any(row.length != longest for row in shelf.live):
-        mask = (torch.arange(longest + 1, device=device) <= lengths[:, None])[:, None, None]
-    return _View(
-        shelf,
-        rows=torch.tensor(rows, device=device),
-        is_batch=rows == list(range(batch)),
-        slots=torch.arange(len(rows), device=device),
-        columns=lengths,
-        width=longest + 1,
-        mask=mask,
-    )

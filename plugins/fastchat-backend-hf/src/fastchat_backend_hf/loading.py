@@ -24,6 +24,7 @@ from fastchat_backend_hf.checkpoint import Checkpoint, fingerprint, open_checkpo
 from fastchat_backend_hf.context import model_context_length
 from fastchat_backend_hf.devices import pick_device, pick_dtype, pick_threads
 from fastchat_backend_hf.embeddings import Embedder
+from fastchat_backend_hf.fused import fuse
 from fastchat_backend_hf.generation import Generation
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.pooling import read_max_length, read_pooling
@@ -72,6 +73,8 @@ def load(setup: EngineSetup, options: HfOptions) -> LoadedModel:
         progress("reading the tokenizer")
         tokenizer = _tokenizer(checkpoint, options)
         model = load_weights(checkpoint, options, device, dtype, progress)
+        progress("arranging the weights")
+        fuse(model)
         progress("checking the model")
         return _assemble(checkpoint, options, tokenizer, model, dtype)
 

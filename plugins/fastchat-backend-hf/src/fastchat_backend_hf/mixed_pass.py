@@ -1,4 +1,4 @@
-"""One pass for the rows of a batch and a block of a prompt: their tokens side by side, each attending to its own.
+"""One pass for the rows of a batch and blocks of prompts: their tokens side by side, each attending to its own.
 
 On most machines a step's time is the reading of the weights. A block that rides along costs little more than
 its own arithmetic, where a pass of its own would read them again.
@@ -6,41 +6,64 @@ its own arithmetic, where a pass of its own would read them again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from fastchat_backend_hf.cells import BlockCache
+from fastchat_backend_hf.cells import Cells
 from fastchat_backend_hf.kv import Attend, KvCache
 
-__all__ = ["MixedPass"]
+__all__ = ["MixedPass", "PassBlock"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassBlock:
+    """`count` tokens of a context, which are written to `cells` from `start` on."""
+
+    cells: Cells
+    start: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        """``[1, 1, count, stop]``; None: causal, from the context's first token."""
+        if not self.start:
+            return None
+        positions = torch.arange(self.stop, device=device)
+        return (positions <= positions[self.start :, None])[None, None]
+
+    def write(self, number: int, states: Tensor) -> Tensor:
+        """Store ``[1, heads, count, width]`` in a part of the cells and return all of it up to there."""
+        part = self.cells.part(number)
+        part[:, self.start : self.stop] = states[0]
+        return part[None, :, : self.stop]
 
 
 class MixedPass:
-    """The pass's attention. Its one sequence is a token of each of `rows`, and then `block_tokens` of `block`."""
+    """The pass's attention. Its one sequence is a token of each of `rows`, and then those of each block."""
 
-    def __init__(self, rows: KvCache, block: BlockCache, block_tokens: int, device: torch.device) -> None:
-        """Both caches have been placed."""
-        self._rows, self._block, self._block_tokens = rows, block, block_tokens
-        self._mask: Tensor | None = None
-        if block_tokens and block.start:
-            ends = torch.arange(block.start, block.start + block_tokens, device=device)
-            columns = torch.arange(block.start + block_tokens, device=device)
-            self._mask = (columns <= ends[:, None])[None, None]
+    def __init__(self, rows: KvCache, blocks: Sequence[PassBlock], device: torch.device) -> None:
+        """`rows` have been placed."""
+        self._rows = rows
+        self._blocks = [(block, block.mask(device)) for block in blocks]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """All are ``[1, heads, tokens, width]``; the result is ``[1, tokens, heads, width]``."""
-        count = len(self._rows)
-        of_rows = self._rows.attend(
-            layer, _rows(query[:, :, :count]), _rows(key[:, :, :count]), _rows(value[:, :, :count]), attend
-        ).transpose(0, 1)
-        if not self._block_tokens:
-            return of_rows
-        keys = self._block.write(2 * layer, key[:, :, count:])
-        values = self._block.write(2 * layer + 1, value[:, :, count:])
-        mask = None if self._mask is None else self._mask.to(query.device)
-        return torch.cat([of_rows, attend(query[:, :, count:], keys, values, mask)], 1)
+        counts = [len(self._rows), *(block.count for block, _ in self._blocks)]
+        queries, keys, values = (states.split_with_sizes(counts, 2) for states in (query, key, value))
+        of_rows = self._rows.attend(layer, _as_rows(queries[0]), _as_rows(keys[0]), _as_rows(values[0]), attend)
+        found = [of_rows.transpose(0, 1)]
+        for number, (block, mask) in enumerate(self._blocks, 1):
+            seen = block.write(2 * layer, keys[number]), block.write(2 * layer + 1, values[number])
+            found.append(attend(queries[number], *seen, None if mask is None else mask.to(query.device)))
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
-def _rows(states: Tensor) -> Tensor:
+def _as_rows(states: Tensor) -> Tensor:
     """``[1, heads, tokens, width]`` as rows of one token, ``[tokens, heads, 1, width]``."""
     return states.transpose(0, 2)

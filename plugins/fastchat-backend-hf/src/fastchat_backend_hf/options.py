@@ -28,7 +28,7 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: _Device = "auto"
     """Where the model runs. ``auto``: the first accelerator there is, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32."""
+    """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32, except for bfloat16 where it has that."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """Spread the layers over several devices, as accelerate does. None: all on `device`."""
     max_memory: dict[Annotated[str, Meta(pattern=r"^(\d+|cpu)$")], _Bytes] = {}

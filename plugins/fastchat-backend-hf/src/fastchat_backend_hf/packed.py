@@ -26,9 +26,9 @@ def is_plain(module: object) -> bool:
 
 def product(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """One function for the outputs of `layers` side by side; all have a bias, or none. It does not keep them."""
-    weight = torch.cat([layer.weight for layer in layers]).detach()
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat(biases).detach() if biases else None
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
     if _gains(weight.dtype):
         return PackedLinear(weight, bias).forward
     return partial(linear, weight=weight, bias=bias)

@@ -1,9 +1,11 @@
-"""From a request to token ids, checked against what the model can take. Runs on a thread of its own."""
+"""From a request to token ids, checked against what the model can take. Runs on threads of its own."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+
+from tokenizers import Encoding
 
 from fastchat_backend_hf.choice import ChoiceConstraint
 from fastchat_backend_hf.sequences import Stream, TokenSequence
@@ -84,7 +86,8 @@ class Prompts:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """What the tokens say, special ones included."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        (text,) = self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=False)
+        return text
 
     def _text_and_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, TokenPrompt):
@@ -107,7 +110,12 @@ class Prompts:
         if fewest > self._context_length:  # so long that it need not be read
             raise ContextOverflow(limit=self._context_length, prompt_tokens=fewest, param=param)
         _check_text(text, param)
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        return self._encoding(text, special=special).ids
+
+    def _encoding(self, text: str, *, special: bool) -> Encoding:
+        """As a batch of one, for which the tokenizer lets other threads run; a single text it encodes alone."""
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return encoding
 
     def _input(self, prompt: TextPrompt | TokenPrompt, number: int, truncate: bool) -> list[int]:
         """One text to embed."""
@@ -117,9 +125,7 @@ class Prompts:
             ids = list(prompt.token_ids)[: limit if truncate else None]
         elif truncate:
             _check_text(prompt.text, "input")
-            encoding = self._tokenizer.encode(
-                prompt.text[: limit * self._vocabulary.longest_token], add_special_tokens=False
-            )
+            encoding = self._encoding(prompt.text[: limit * self._vocabulary.longest_token], special=False)
             encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
             ids = self._tokenizer.post_process(encoding, None, True).ids
         else:

@@ -81,8 +81,8 @@ class Runner(Protocol):
         """Give up what does not become a row."""
         ...
 
-    def decode(self, tokens: Sequence[int], block: Block | None = None) -> Tensor:
-        """One token more for every row; logits ``[rows, vocabulary]`` in the model's dtype. Reads `block` as well.
+    def decode(self, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
+        """One token more for every row; logits ``[rows, vocabulary]`` in the model's dtype. Reads `blocks` as well.
 
         After an exception it may be repeated, without the row that is dropped for it. Raises `RowFailed` if
         that must be a certain one.

@@ -1,8 +1,8 @@
 """Drawing the next token of every row at once, on the model's device.
 
-A `Sampler` is built when rows join or leave and then serves every step. What no row asked for
-is not computed: a batch of greedy rows costs one ``max``. The steps come in the contract's order
-(`SamplingParams`): bias and penalties, masks, temperature, top-k, top-p, min-p.
+A `Sampler` is built when rows join or leave and then serves every step; of the one before it takes over what was
+counted. What no row asked for is not computed: a batch of greedy rows costs one ``max``. The steps come in the
+contract's order (`SamplingParams`): bias and penalties (`penalties.py`), masks, temperature, top-k, top-p, min-p.
 
 A draw is reproducible: its uniform number is a hash of (seed, position in the answer), and the token is found by
 inverting the cumulated distribution in the order of token ids, which no rounding error can
@@ -19,15 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastchat_backend_hf.penalties import LEAST_DIVISOR, Penalties
 from fastchat_backend_hf.sequences import TokenSequence
 from fastchat_serve import SamplingParams
 
 __all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
 
 _NOT_FINITE = -1
-
-_LEAST_DIVISOR = 1e-6
-"""Of temperatures and repetition penalties: a smaller one could make a quotient infinite, and hardly changes a draw."""
 
 _LIKELY_ENOUGH = 512
 """Tokens looked at first for top-p: they nearly always hold the wanted share, and sorting all takes long."""
@@ -51,7 +49,8 @@ class Draw(NamedTuple):
 class Sampler:
     """Draws for `rows`, in this order, as long as none joins or leaves."""
 
-    def __init__(self, rows: Sequence[TokenSequence], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[TokenSequence], device: torch.device, before: Sampler | None = None) -> None:
+        """`before` drew up to now for those of `rows` that are not new."""
         self._rows, self._device = rows, device
         params = [row.request.sampling for row in rows]
         self._sampled = [i for i, param in enumerate(params) if param.temperature > 0]
@@ -59,7 +58,7 @@ class Sampler:
         self._constrained = [i for i, row in enumerate(rows) if row.constraint is not None]
         self._reported = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
         self._bias = _Bias.of(rows, device)
-        self._penalties = _Penalties.of(rows, device)
+        self._penalties: Penalties | None = Penalties.of(rows, device, None if before is None else before._penalties)
         self._filters = _Filters([params[i] for i in self._sampled], device) if self._sampled else None
         self._seeds = np.array([params[i].seed & _MASK for i in self._sampled], dtype=np.uint64)
 
@@ -143,67 +142,6 @@ class _Bias:
         logits.index_put_(self._at, self._values, accumulate=True)
 
 
-class _Penalties:
-    """Repetition, presence and frequency penalties of the rows that have any."""
-
-    def __init__(self, rows: Sequence[TokenSequence], index: list[int], device: torch.device) -> None:
-        self._index = torch.tensor(index, device=device)
-        self._rows = [rows[i] for i in index]
-        self._counts: Tensor | None = None
-        """How often each token was drawn, ``[penalised rows, vocabulary]``."""
-        self._in_prompt: Tensor | None = None
-        params = [row.request.sampling for row in self._rows]
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
-
-        self._repetition = column([max(param.repetition_penalty, _LEAST_DIVISOR) for param in params])
-        self._presence = column([param.presence_penalty for param in params])
-        self._frequency = column([param.frequency_penalty for param in params])
-        self._any_repetition = any(param.repetition_penalty != 1 for param in params)
-
-    @classmethod
-    def of(cls, rows: Sequence[TokenSequence], device: torch.device) -> _Penalties | None:
-        index = [
-            i
-            for i, row in enumerate(rows)
-            if (param := row.request.sampling).repetition_penalty != 1
-            or param.presence_penalty
-            or param.frequency_penalty
-        ]
-        return cls(rows, index, device) if index else None
-
-    def apply(self, logits: Tensor) -> None:
-        counts = self._drawn(logits.shape[1], logits.device)
-        part = logits[self._index]
-        if self._any_repetition:
-            seen = (counts > 0) | self._prompt(logits.shape[1], logits.device)
-            part = torch.where(seen, torch.where(part > 0, part / self._repetition, part * self._repetition), part)
-        part -= self._frequency * counts + self._presence * (counts > 0)
-        logits[self._index] = part
-
-    def count(self, tokens: Tensor) -> None:
-        """Remember what was drawn."""
-        if self._counts is not None:
-            drawn = tokens[self._index][:, None]
-            self._counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float32))
-
-    def _drawn(self, vocabulary: int, device: torch.device) -> Tensor:
-        if self._counts is None:
-            self._counts = _occurrences([row.answer for row in self._rows], vocabulary, device)
-        return self._counts
-
-    def _prompt(self, vocabulary: int, device: torch.device) -> Tensor:
-        if self._in_prompt is None:
-            self._in_prompt = _occurrences([row.prompt for row in self._rows], vocabulary, device) > 0
-        return self._in_prompt
-
-
-def _occurrences(rows: Sequence[Sequence[int]], vocabulary: int, device: torch.device) -> Tensor:
-    counts = [torch.bincount(torch.tensor(row, dtype=torch.long), minlength=vocabulary) for row in rows]
-    return torch.stack(counts).to(device, torch.float32)
-
-
 class _Filters:
     """Temperature, top-k, top-p, min-p and the draw, for rows that are not greedy."""
 
@@ -211,7 +149,7 @@ class _Filters:
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
-        self._temperature = column([max(param.temperature, _LEAST_DIVISOR) for param in params])
+        self._temperature = column([max(param.temperature, LEAST_DIVISOR) for param in params])
         # Off is infinite for both: then no count, and no share that rounding makes 1.0000001, is over it.
         self._top_k = column([param.top_k or torch.inf for param in params])
         self._top_p = column([param.top_p if param.top_p < 1 else torch.inf for param in params])

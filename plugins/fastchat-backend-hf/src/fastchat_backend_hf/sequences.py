@@ -50,7 +50,7 @@ class TokenSequence:
         scored: The prompt's log-probabilities are in `echo`, or nobody wants them.
         reading: While the prompt is being read.
         prompt_logprobs: Those of the part of the prompt that has been scored, without its first token.
-        cached_tokens: Of the prompt, found in a cache when it was first read.
+        cached_tokens: Of the prompt, found in a cache when it was first read; None: it is not read yet.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TokenSequence:
         self.scored = request.prompt_logprobs is None or bool(self.answer)
         self.reading: Reading | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
         self._text = text
         self._stopped = bool(self.answer) and self.last in stop_ids
         text.resume(self.answer[:-1] if self._stopped else self.answer)
@@ -132,7 +132,7 @@ class TokenSequence:
             prompt=self._take_echo(),
             finish_reason=self.finish_reason,
             stop_match=self._text.matched or (self.last if self._stopped else None),
-            usage=Usage(len(self.prompt), len(self.answer), self.cached_tokens),
+            usage=Usage(len(self.prompt), len(self.answer), self.cached_tokens or 0),
         )
 
     def _take_echo(self) -> PromptEcho | None:

@@ -64,9 +64,10 @@ class SoloRunner:
     def close(self, reading: Reading) -> None:
         reading.kv = None
 
-    def decode(self, tokens: Sequence[int], block: Block | None = None) -> Tensor:
-        if block is not None and block.reading.left:
-            self.read([block.reading], block.most)
+    def decode(self, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
+        for block in blocks:
+            if block.reading.left:  # or it was read before a failing row
+                self.read([block.reading], block.most)
         for row in range(len(self._passed), len(tokens)):
             try:
                 logits, self._states[row] = self._forward(self._tensor([tokens[row]]), self._states[row])

@@ -1,0 +1,33 @@
+"""Log-probabilities of a prompt's own tokens, computed block by block while it is read."""
+
+from __future__ import annotations
+
+import torch
+from msgspec.structs import replace
+
+from fastchat_backend_hf.runners import Runner
+from fastchat_backend_hf.sampling import raw_logprobs
+from fastchat_backend_hf.sequences import TokenSequence
+from fastchat_backend_hf.vocabulary import Vocabulary
+
+__all__ = ["end_scoring", "score_block"]
+
+
+def score_block(runner: Runner, vocabulary: Vocabulary, sequence: TokenSequence, most: int) -> None:
+    """Read at most so many tokens more, and note the log-probabilities of those that follow each of them."""
+    assert sequence.reading is not None
+    after = sequence.reading.done + 1
+    logits = runner.score(sequence.reading, most)
+    predicted = sequence.prompt[after : after + len(logits)]
+    tokens = torch.tensor(predicted, device=logits.device)
+    counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
+    found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
+    sequence.prompt_logprobs += map(vocabulary.logprob, predicted, found)
+
+
+def end_scoring(vocabulary: Vocabulary, sequence: TokenSequence) -> None:
+    """The prompt is read: what was noted goes out with the first chunk."""
+    assert sequence.echo is not None
+    first = vocabulary.unpredicted(sequence.prompt[0])
+    sequence.echo = replace(sequence.echo, logprobs=(first, *sequence.prompt_logprobs))
+    sequence.scored = True

@@ -1,0 +1,82 @@
+"""Prompts are prepared beside the loop: a short one never waits for a long one, and nobody waits for the tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from hf_answers import Opened, answer, asking, until
+
+from fastchat_backend_hf.preparation import Lanes, size
+from fastchat_backend_hf.prompts import Prompts
+from fastchat_serve import ChatPrompt, EngineError, Message, TextPart, TextPrompt, TokenPrompt
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_short_prompt_overtakes_any_number_of_long_ones(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    prepare = Prompts.sequence
+
+    def slow(self: Prompts, request: Any, *args: Any) -> Any:
+        if size(request.prompt) > 1000:
+            held.set()
+            go_on.wait(10)
+            raise EngineError("long enough")
+        return prepare(self, request, *args)
+
+    monkeypatch.setattr(Prompts, "sequence", slow)
+    async with opened() as engine:
+        long = [asyncio.create_task(answer(engine, asking(TextPrompt("word " * 20_000), id=str(i)))) for i in range(9)]
+        await until(held.is_set)
+        try:
+            assert (await answer(engine, asking())).ids
+            assert await engine.tokenize(TextPrompt("short"))
+            assert not any(task.done() for task in long)
+        finally:
+            go_on.set()
+        assert all(isinstance(error, EngineError) for error in await asyncio.gather(*long, return_exceptions=True))
+
+
+async def test_the_loop_turns_while_a_long_text_is_tokenised(opened: Opened) -> None:
+    """The tokenizer must not hold Python's lock: a megabyte takes it half a second."""
+    turns = 0
+    async with opened(context_length=400_000, kv_cache_tokens=400_000) as engine:
+        task = asyncio.create_task(engine.tokenize(TextPrompt("some words " * 50_000)))
+        while not task.done():  # its turns are what is counted
+            await asyncio.sleep(0)
+            turns += 1
+        assert len(await task) > 50_000
+    assert turns > 100
+
+
+def test_what_has_not_begun_when_the_lanes_close_is_cancelled() -> None:
+    lanes, held, go_on = Lanes("test"), threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        held.set()
+        return go_on.wait(10)
+
+    first = lanes.submit(1, hold)
+    assert held.wait(10)
+    second = lanes.submit(1, hold)
+    lanes.close()
+    go_on.set()
+    assert first.result(10)
+    assert second.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (TextPrompt("abc"), 3),
+        (TokenPrompt((1, 2)), 2),
+        (ChatPrompt((Message(role="user", content="abcd"), Message(role="user", content=(TextPart("xy"),)))), 6),
+    ],
+)
+def test_a_prompt_is_about_as_long_as_its_text(prompt: Any, expected: int) -> None:
+    assert size(prompt) == expected
