@@ -38,6 +38,9 @@ _STATUS_LINES: Mapping[int, bytes] = MappingProxyType(
     {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in http.HTTPStatus}
 )
 _BODILESS = frozenset({204, 304})
+_SMALL = 1024
+_SIZE_LINES = tuple(b"%x\r\n" % size for size in range(_SMALL))
+"""What stands before a chunk; to format it costs more than all the rest of the framing."""
 
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
@@ -82,6 +85,7 @@ class Cycle(ABC):
     """What both kinds share: the reply. It is an `Outlet` of `routes/exchange.py`."""
 
     __slots__ = (
+        "_backlog_bytes",
         "_chunked",
         "_continued",
         "_head",
@@ -90,7 +94,6 @@ class Cycle(ABC):
         "_parts",
         "_pending",
         "_unread_bytes",
-        "backlog_bytes",
         "complete",
         "disconnected",
         "head",
@@ -114,7 +117,7 @@ class Cycle(ABC):
         self._chunked = self._last = False
         self._head = b""
         self._pending: list[bytes] = []
-        self.backlog_bytes = 0
+        self._backlog_bytes = 0
         self.status = 0
         """Of the reply, once it has one."""
         self.complete = False
@@ -157,7 +160,7 @@ class Cycle(ABC):
         length = closes = False
         lines = [_STATUS_LINES[status]]
         for name, value in (*self._link.common_headers, *headers):
-            lines.append(b"%b: %b" % (name, value))
+            lines.append(name + b": " + value)
             length = length or name == b"content-length"
             closes = closes or (name == b"connection" and value == b"close")
         has_body = self.head.method != "HEAD" and status not in _BODILESS
@@ -173,21 +176,22 @@ class Cycle(ABC):
         if self._head.count(b"\n") != len(lines) + 1 or self._head.count(b"\r") != len(lines) + 1:
             raise ValueError("a header's value holds a line break")
 
-    def write(self, body: bytes, *, last: bool = False) -> None:
-        """A piece of the body. Never waits."""
+    def write(self, body: bytes, *, last: bool = False) -> int:
+        """A piece of the body. Never waits. Returns how many bytes have piled up."""
         if self._last or self.disconnected:
-            return
+            return 0
         self._last = last
         if self._link.writing_paused:
             self._pending.append(body)
-            self.backlog_bytes += len(body)
-        else:
-            self._write(body)
+            self._backlog_bytes += len(body)
+            return self._backlog_bytes
+        self._write(body)
+        return 0
 
     def drop_backlog(self) -> None:
         """Forget what piled up."""
         self._pending.clear()
-        self.backlog_bytes = 0
+        self._backlog_bytes = 0
 
     def flush(self) -> None:
         """The socket is free again: what piled up leaves as one piece."""
@@ -198,15 +202,17 @@ class Cycle(ABC):
 
     def _write(self, body: bytes) -> None:
         if self._chunked:
-            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if body:
+                size = len(body)
+                body = (_SIZE_LINES[size] if size < _SMALL else b"%x\r\n" % size) + body + b"\r\n"
             if self._last:
-                framed += b"0\r\n\r\n"
-        else:
-            framed = b"" if self.head.method == "HEAD" else body
+                body += b"0\r\n\r\n"
+        elif self.head.method == "HEAD":
+            body = b""
         if self._head:
-            framed = self._head + framed
+            body = self._head + body
             self._head = b""
-        self._link.transport.write(framed)
+        self._link.transport.write(body)
         if self._last:
             self.complete = True
             self.ended()
@@ -237,39 +243,28 @@ class HotCycle(Cycle):
     def __init__(self, link: Link, head: Head, route: HotRoute, door: Door) -> None:
         super().__init__(link, head)
         self._route, self._door = route, door
-        self._exchange: Exchange | None = None  # once it was let in
+        self._exchange: Exchange | None = None  # from `open` to the end
         self._end: End | None = None
 
     def open(self) -> None:
-        if self.disconnected:
-            return
-        link, headers, door = self._link, self.head.headers, self._door
-        exchange = Exchange(headers, request_id(headers), "", self, door.page_headers(headers))
-        try:
-            exchange.tenant = door.admit(headers, link.client)
-            require_json(headers, self._route.limit_bytes)
-        except ServeError as error:
-            reply_error(exchange, error)
-            return
-        self._exchange = exchange
-        if self.more_body:
-            self._say_continue()
-            link.resume_reading()
-            self._limit()
-        else:
-            self._answer()
+        if not self.disconnected:
+            headers = self.head.headers
+            self._exchange = Exchange(headers, request_id(headers), "", self, self._door.page_headers(headers))
+            self._attempt(self._admit)
 
     def feed(self, body: bytes) -> None:
         super().feed(body)
-        if self._exchange is not None:
-            self._limit()
-        elif self._unread_bytes > READ_AHEAD_BYTES:
-            self._link.pause_reading()
+        if self._exchange is None:
+            if self._unread_bytes > READ_AHEAD_BYTES:
+                self._link.pause_reading()
+        elif self._unread_bytes > self._route.limit_bytes:
+            self._parts.clear()
+            self._link.call_soon(self._proceed)  # not from within the parser
 
     def end_of_body(self) -> None:
         super().end_of_body()
         if self._exchange is not None:
-            self._link.call_soon(self._answer)  # not from within the parser
+            self._link.call_soon(self._proceed)
 
     def ended(self) -> None:
         end, self._end = self._end, None
@@ -277,32 +272,41 @@ class HotCycle(Cycle):
         if end is not None:
             end()
 
-    def _limit(self) -> None:
-        if self._unread_bytes > self._route.limit_bytes:
-            self._parts.clear()
-            self._link.call_soon(self._refuse_long)
-
-    def _refuse_long(self) -> None:
+    def _proceed(self) -> None:
+        """There is news of the body."""
         if self._exchange is not None and not self.status:
-            reply_error(self._exchange, too_large(self._route.limit_bytes))
+            self._attempt(self._begin_reply)
 
-    def _answer(self) -> None:
+    def _attempt(self, step: Callable[[Exchange], None]) -> None:
+        """Whatever comes of `step`, the client gets a reply."""
         exchange = self._exchange
-        if exchange is None or self.status:
-            return
-        parts, self._parts = self._parts, []
+        assert exchange is not None
         try:
-            end = self._route.begin(exchange, parts[0] if len(parts) == 1 else b"".join(parts))
+            step(exchange)
         except ServeError as error:
             reply_error(exchange, error)
         except Exception:
             logger.exception("Request %s failed unexpectedly.", exchange.id)
             self._settle()
+
+    def _admit(self, exchange: Exchange) -> None:
+        exchange.tenant = self._door.admit(exchange.headers, self._link.client)
+        require_json(exchange.headers, self._route.limit_bytes)
+        self._link.resume_reading()  # to hear when the client leaves, if for nothing else
+        if self.more_body and self._unread_bytes <= self._route.limit_bytes:
+            self._say_continue()
         else:
-            if self.complete or self.disconnected:
-                end()
-            else:
-                self._end = end
+            self._begin_reply(exchange)
+
+    def _begin_reply(self, exchange: Exchange) -> None:
+        if self._unread_bytes > self._route.limit_bytes:
+            raise too_large(self._route.limit_bytes)
+        parts, self._parts = self._parts, []
+        end = self._route.begin(exchange, parts[0] if len(parts) == 1 else b"".join(parts))
+        if self.complete or self.disconnected:
+            end()
+        else:
+            self._end = end
 
 
 class AppCycle(Cycle):

@@ -19,28 +19,29 @@ __all__ = ["AsgiExchange"]
 class AsgiOutlet:
     """An `Outlet` for servers other than ours. `send` is driven by hand: as a rule it finishes at once."""
 
-    __slots__ = ("_blocked", "_last", "_pending", "_send", "backlog_bytes")
+    __slots__ = ("_backlog_bytes", "_blocked", "_last", "_pending", "_send")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._blocked = self._last = False
         self._pending: list[bytes] = []
-        self.backlog_bytes = 0
+        self._backlog_bytes = 0
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
         self._drive(self._send({"type": "http.response.start", "status": status, "headers": headers}))
 
-    def write(self, body: bytes, *, last: bool = False) -> None:
+    def write(self, body: bytes, *, last: bool = False) -> int:
         if self._blocked:
             self._pending.append(body)
-            self.backlog_bytes += len(body)
+            self._backlog_bytes += len(body)
             self._last = self._last or last
         else:
             self._drive(self._send({"type": "http.response.body", "body": body, "more_body": not last}))
+        return self._backlog_bytes
 
     def drop_backlog(self) -> None:
         self._pending.clear()
-        self.backlog_bytes = 0
+        self._backlog_bytes = 0
 
     def _drive(self, sending: Awaitable[None]) -> None:
         assert isinstance(sending, Coroutine)  # as in uvicorn; other awaitables would need wrapping

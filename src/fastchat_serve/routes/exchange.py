@@ -57,14 +57,11 @@ class Outlet(Protocol):
     ever waits: while the socket is behind, what is written piles up, and leaves as one piece.
     """
 
-    backlog_bytes: int
-    """What has piled up."""
-
     def begin(self, status: int, headers: Iterable[Header]) -> None:
         """Set status and headers."""
 
-    def write(self, body: bytes, *, last: bool = False) -> None:
-        """Send a piece of the body."""
+    def write(self, body: bytes, *, last: bool = False) -> int:
+        """Send a piece of the body. Returns how many bytes have piled up."""
 
     def drop_backlog(self) -> None:
         """Forget what piled up."""

@@ -47,10 +47,8 @@ class EventReply(Reply):
 
     def write(self, body: bytes) -> None:
         """Send events, but not the last."""
-        outlet = self.exchange.outlet
-        outlet.write(body)
-        if outlet.backlog_bytes > MAX_BACKLOG_BYTES:
-            outlet.drop_backlog()
+        if self.exchange.outlet.write(body) > MAX_BACKLOG_BYTES:
+            self.exchange.outlet.drop_backlog()
             self.fail(DeadlineExceeded("The client did not read its stream.", code="slow_reader"))
 
     def write_error(self, error: ServeError) -> None:
@@ -73,22 +71,32 @@ class _EventSink:
         reply = self._reply
         if reply.done:
             return
-        if self._spliced and chunk.finish_reason is None and chunk.prompt is None:
-            text = chunk.text
-            body = self._before + _encode(text)[1:-1] + self._after if text else b""
+        if chunk.finish_reason is not None:
+            self._push_last(chunk)
+        elif self._spliced and self._opened and chunk.prompt is None:  # nearly all
+            if text := chunk.text:
+                reply.write(self._before + _encode(text)[1:-1] + self._after)
+        elif body := reply.dialect.events(self._index, chunk):
+            reply.write(self._opening() + body)
+
+    def _push_last(self, chunk: Chunk) -> None:
+        reply = self._reply
+        body = self._opening() + reply.dialect.events(self._index, chunk)
+        total = reply.finish_choice(self._index, chunk.usage)
+        if total is None:
+            reply.write(body)
         else:
-            body = reply.dialect.events(self._index, chunk)
-        if body and not self._opened:
-            self._opened = True
-            body = reply.dialect.opening(self._index) + body
-        if body and not reply.exchange.started:
-            reply.open()
-        total = None if chunk.finish_reason is None else reply.finish_choice(self._index, chunk.usage)
-        if total is not None:
             reply.complete(total)
             reply.exchange.outlet.write(body + reply.dialect.closing(total), last=True)
-        elif body:
-            reply.write(body)
+
+    def _opening(self) -> bytes:
+        """What comes before the first event of this choice; with the first of all, the head leaves."""
+        if self._opened:
+            return b""
+        self._opened = True
+        if not self._reply.exchange.started:
+            self._reply.open()
+        return self._reply.dialect.opening(self._index)
 
     def end(self, error: Exception | None) -> None:
         if error is not None:
