@@ -148,3 +148,60 @@ async def test_a_request_leaves_no_cyclic_garbage(serving):
             gc.enable()
 
     assert found < 20, "objects, over 100 requests"
+
+
+async def test_many_requests_without_a_body_are_no_overhead_of_the_next_one_with_one(serving):
+    async with serving(ECHO) as server, connected(server) as client:
+        for _ in range(40):
+            client.send(get("/health", x="y" * 2000) * 10)
+            for _ in range(10):
+                assert (await client.reply()).status == 200
+        head, blank, body = post(CHAT, ASKED).partition(b"\r\n\r\n")
+        client.send(head + blank)
+        await until(lambda: server.open_requests == 1)
+        client.send(body)
+        assert (await client.reply()).status == 200
+
+
+async def test_a_stream_before_nonsense_may_take_longer_than_a_head(serving):
+    limits = ConnectionLimits(head_s=0.1)
+    async with serving(ENDLESS, limits=limits) as server, connected(server) as client:
+        client.send(post(CHAT, ASKED | {"max_tokens": 700}) + b"NONSENSE\r\n\r\n")
+        stream = await client.reply()
+        status, _ = await client.head()
+
+    assert events(stream.body)[-1] == "[DONE]"
+    assert status == 400
+
+
+async def test_a_client_that_reads_slowly_but_steadily_gets_all_of_a_long_reply(serving):
+    """The time limit is for reading nothing, not for the whole."""
+    toml = "[[worker]]\nbackend = 'echo'\nnames = ['long']\noptions.dimensions = 4096\n" + ECHO
+    limits = ConnectionLimits(send_s=0.6)
+    asked = {"model": "long", "input": ["a"] * 200}
+    async with serving(toml, limits=limits) as server, connected(server, receive_buffer=2**16) as client:
+        client.send(post("/v1/embeddings", asked))
+        _, headers = await client.head()
+        left, began = int(headers["content-length"]), asyncio.get_running_loop().time()
+        while left:
+            left -= len(await client.reader.read(min(left, 2**18)))
+            await asyncio.sleep(0.05)  # a slow line
+        assert asyncio.get_running_loop().time() - began > 1.2, "or this tests nothing"
+
+
+async def test_a_url_without_a_path_is_that_of_the_root(serving):
+    """RFC 9112, section 3.2.2."""
+    async with serving(ECHO) as server, connected(server) as client:
+        client.send(b"GET http://localhost HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        expect_error(await client.reply(), 404)
+
+
+async def test_a_client_of_http_1_0_is_never_told_to_continue(serving):
+    """RFC 9110, section 10.1.1."""
+    async with serving(ECHO) as server, connected(server) as client:
+        head, blank, body = post(CHAT, ASKED, expect="100-continue").replace(b"1.1", b"1.0", 1).partition(b"\r\n\r\n")
+        client.send(head + blank)
+        await until(lambda: server.open_requests == 1)
+        client.send(body)
+        status, _ = await client.head()
+    assert status == 200

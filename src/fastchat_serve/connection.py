@@ -12,6 +12,7 @@ every connection, which is cheaper than a timer for each request.
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 import math
 import urllib.parse
@@ -27,17 +28,20 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from fastchat_serve.cycle import AppCycle, Cycle, Head, HotCycle
-from fastchat_serve.errors import InvalidRequest
+from fastchat_serve.errors import InvalidRequest, ServeError
 from fastchat_serve.routes.door import Door
-from fastchat_serve.routes.errors import error_body
+from fastchat_serve.routes.errors import UNEXPECTED, error_body
 from fastchat_serve.routes.exchange import Header, new_request_id
 from fastchat_serve.routes.hot import End, HotRoute
 
 __all__ = ["Connection", "ConnectionLimits"]
 
-logger = logging.getLogger("fastchat_serve.access")
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("fastchat_serve.access")
 
 _LOGGED_PATH_BYTES = 200
+_CLIENT_LEFT = 499
+"""In the access log, for a request that has no status: nginx's number for it."""
 
 
 class ConnectionLimits(Struct, frozen=True, kw_only=True):
@@ -54,7 +58,8 @@ class ConnectionLimits(Struct, frozen=True, kw_only=True):
     keep_alive_s: float = 75.0
     """Idle between requests; longer than the usual 60 s of proxies, so that they close first."""
     send_s: float = 30.0
-    """A client that does not read until what the transport holds, some 64 KiB, has shrunk by three quarters."""
+    """For a client to read `send_bytes` of what waits for it."""
+    send_bytes: int = 16 * 1024
     linger_s: float = 2.0
     """For the rest of a body that was answered early: closing at once could cost the client its answer."""
 
@@ -86,6 +91,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # from `connection_made`
         self.writing_paused = self._reading_paused = False
         self._read_by = self._send_by = math.inf  # loop time
+        self._unsent_bytes = 0  # when `_send_by` was set
         self._cycles: deque[Cycle] = deque()
         """Requests whose replies are not complete; the first is being answered."""
         self._parser = _parser(self)
@@ -108,6 +114,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
         for cycle in self._cycles:
+            if self._access_log:
+                self._log(cycle)
             cycle.disconnect()
         self._cycles.clear()
         del self._parser  # it holds us
@@ -120,12 +128,11 @@ class Connection(asyncio.Protocol):
         try:
             self._parse(memoryview(data))
         except httptools.HttpParserError as error:
-            problem = error.__context__ if isinstance(error.__context__, _Refused) else None
-            self._refuse(str(problem or "This is not a valid HTTP request."))
+            self._refuse(_refusal(error))
         if self._in_head and self._head_bytes > self._limits.head_bytes:
-            self._refuse("The request's head is too long.")
+            self._refuse(InvalidRequest("The request's head is too long."))
         elif self._in_body and self._overhead_bytes > self._limits.head_bytes:
-            self._refuse("The request's trailers are too long.")
+            self._refuse(InvalidRequest("The request's trailers are too long."))
 
     def _parse(self, data: memoryview) -> None:
         """Have the parser call the methods below.
@@ -151,11 +158,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self._send_by = self._loop.time() + self._limits.send_s
+        self._expect_progress()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        self._send_by = math.inf
+        if not self.transport.is_closing():
+            self._send_by = math.inf
         if self._cycles:
             self._cycles[0].flush()
 
@@ -168,8 +176,9 @@ class Connection(asyncio.Protocol):
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
-            if self._in_body:  # nobody could send meanwhile
-                self._read_by = self._loop.time() + self._limits.body_s
+            if self._in_head or self._in_body:  # nobody could send meanwhile
+                limits = self._limits
+                self._read_by = self._loop.time() + (limits.head_s if self._in_head else limits.body_s)
 
     # -------------------------------------------------------------------------------------- the server
 
@@ -180,14 +189,15 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Give up a client that was too slow."""
-        if now >= self._send_by or (now >= self._read_by and not self._reading_paused):
+        unread = now >= self._send_by and self._unsent_bytes - self._expect_progress() < self._limits.send_bytes
+        if unread or (now >= self._read_by and not self._reading_paused):
             self.transport.abort()
 
     def shutdown(self) -> None:
         """Finish what is under way, and close."""
         if self._cycles:
             self._cycles[-1].keep_alive = False
-        else:
+        elif not self._deaf:  # else it is closing already, in a way that loses nothing
             self._close()
 
     # -------------------------------------------------------------------------------------- the parser
@@ -210,6 +220,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
+        self._overhead_bytes = 0
         if self._head_bytes > self._limits.head_bytes:  # else it was shorter, whatever else came with it
             size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
             if size > self._limits.head_bytes:
@@ -238,7 +249,7 @@ class Connection(asyncio.Protocol):
             headers=self._headers,
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             http_1_0=version == "1.0",
-            expects_continue=bool(expects_continue),
+            expects_continue=bool(expects_continue) and version == "1.1",  # RFC 9110, section 10.1.1
         )
         self._incoming = self._cycle(head)
         self._cycles.append(self._incoming)
@@ -277,7 +288,8 @@ class Connection(asyncio.Protocol):
 
     def _scope(self, head: Head) -> HTTPScope:
         url = httptools.parse_url(head.url)
-        path = url.path.decode("ascii")
+        raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
         return cast(
             HTTPScope,
             {
@@ -287,7 +299,7 @@ class Connection(asyncio.Protocol):
                 "method": head.method,
                 "scheme": "http",
                 "path": urllib.parse.unquote(path) if "%" in path else path,
-                "raw_path": url.path,
+                "raw_path": raw_path,
                 "query_string": url.query or b"",
                 "root_path": "",
                 "headers": head.headers,
@@ -332,14 +344,16 @@ class Connection(asyncio.Protocol):
             if not self._in_head:
                 self._read_by = self._loop.time() + self._limits.keep_alive_s
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, error: ServeError) -> None:
         """Answer what is no request, after all that were, and close."""
-        body = error_body(InvalidRequest(problem))
-        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        body = error_body(error)
+        head = f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
+        head += "content-type: application/json\r\nconnection: close\r\n"
         head += f"x-request-id: {new_request_id()}\r\ncontent-length: {len(body)}\r\n\r\n"
         self._refusal = head.encode() + body
         self._deaf = True
         self._in_head = self._in_body = False
+        self._read_by = math.inf  # the replies before it may take their time
         if (broken := self._incoming) is not None:  # its body will not come
             self._cycles.pop()
             broken.disconnect()
@@ -351,8 +365,14 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close once all is sent."""
-        self._send_by = self._loop.time() + self._limits.send_s
+        self._expect_progress()
         self.transport.close()
+
+    def _expect_progress(self) -> int:
+        """Give the client time to read some more. Returns how many bytes wait for it."""
+        self._send_by = self._loop.time() + self._limits.send_s
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        return self._unsent_bytes
 
     def _hang_up(self) -> None:
         """Say the last words and close such that the client can read all that was said (RFC 9112, section 9.6)."""
@@ -367,11 +387,22 @@ class Connection(asyncio.Protocol):
         """Without the query: no route reads one, and some clients put keys there."""
         host, port = self.client or ("-", 0)
         path = cycle.head.url.partition(b"?")[0][:_LOGGED_PATH_BYTES].decode("ascii", "replace")
-        logger.info('%s:%d "%s %s" %d', host, port, cycle.head.method, path, cycle.status)
+        access_logger.info('%s:%d "%s %s" %d', host, port, cycle.head.method, path, cycle.status or _CLIENT_LEFT)
 
 
 class _Refused(Exception):
     """What the parser's callbacks raise to end it; the message is for the client."""
+
+
+def _refusal(error: httptools.HttpParserError) -> ServeError:
+    """What a client is told of what ended the parser, which hides the errors of its callbacks behind one of its own."""
+    cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+    if isinstance(cause, _Refused):
+        return InvalidRequest(str(cause))
+    if cause is None or isinstance(cause, httptools.HttpParserError | UnicodeDecodeError):
+        return InvalidRequest("This is not a valid HTTP request.")
+    logger.error("A request could not be read: this is a fault of ours.", exc_info=cause)
+    return UNEXPECTED
 
 
 def _parser(connection: Connection) -> httptools.HttpRequestParser:

@@ -148,7 +148,8 @@ class Cycle(ABC):
         self.ended()
 
     def _say_continue(self) -> None:
-        if self.head.expects_continue and not self._continued and not self.status:
+        wanted = self.head.expects_continue and self.more_body
+        if wanted and not (self._continued or self.status or self.disconnected):
             self._continued = True
             self._link.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -156,7 +157,6 @@ class Cycle(ABC):
 
     def begin(self, status: int, headers: Iterable[Header]) -> None:
         """Set status and headers. They leave with the first piece of the body, as ASGI has it."""
-        self.status = status
         length = closes = False
         lines = [_STATUS_LINES[status]]
         for name, value in (*self._link.common_headers, *headers):
@@ -175,6 +175,7 @@ class Cycle(ABC):
         self._head = b"\r\n".join([*lines, b"", b""])
         if self._head.count(b"\n") != len(lines) + 1 or self._head.count(b"\r") != len(lines) + 1:
             raise ValueError("a header's value holds a line break")
+        self.status = status
 
     def write(self, body: bytes, *, last: bool = False) -> int:
         """A piece of the body. Never waits. Returns how many bytes have piled up."""
@@ -222,7 +223,7 @@ class Cycle(ABC):
         """The one who should have replied failed, or did not: leave no client without an answer."""
         if self.complete or self.disconnected or self._last:
             return
-        if self.status:
+        if self.status and not self._head:
             self._link.transport.abort()  # half a reply must not look like a whole one
         else:
             body = error_body(UNEXPECTED)

@@ -87,7 +87,8 @@ class LogWriter(logging.Handler):
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError:
-            self.lost += 1
+            with self._news:
+                self.lost += 1
             return False
         return True
 

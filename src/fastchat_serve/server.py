@@ -152,6 +152,8 @@ class HttpServer:
         until = anyio.current_time() + self._drain_s
         if not await self.application.drain(self._drain_s):
             logger.warning("Work that was not done within %g s was cut off.", self._drain_s)
+        if self._uvicorn.should_exit:
+            return  # `stop` was called meanwhile
         left_s = math.ceil(until - anyio.current_time())
         self._uvicorn.config.timeout_graceful_shutdown = max(left_s, LAST_WORDS_S)
         self._uvicorn.should_exit = True

@@ -154,10 +154,10 @@ def _culprit(innermost: FrameType) -> str:
     plugins.pop(__name__.partition(".")[0], None)  # our own backends are no strangers
     strangers = None
     for frame in _outwards(innermost):
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        package = str(frame.f_globals.get("__name__") or "").partition(".")[0]
         if package in plugins:
             return f"{plugins[package]}, {_place(frame)}"
-        if strangers is None and package not in sys.stdlib_module_names:
+        if strangers is None and package and package not in sys.stdlib_module_names:
             strangers = f"{package}, {_place(frame)}"
     return strangers or _place(innermost)
 

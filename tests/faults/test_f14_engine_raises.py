@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from fastchat_serve import GenerateRequest, Handle, Sink
 from tests.end_to_end.raw import connected, expect_error
 from tests.end_to_end.waiting import queue_lengths, until
 from tests.faults.conftest import FAULTY
@@ -61,3 +62,28 @@ async def test_f14_its_neighbours_in_the_same_engine_lose_nothing(serving, kind,
         else:
             assert end.code in ("engine_failed", "engine_protocol_error")
             assert words(TEXT).startswith(end.text)
+
+
+class _HastyEngine(PushingFaultEngine):
+    """It ends the first choice of a request before `start` has returned, and the others never."""
+
+    def start(self, request: GenerateRequest, sink: Sink) -> Handle:
+        handle = _Running(sink)
+        if not request.id.rpartition("-")[2].isdigit():
+            sink.end(RuntimeError("at once"))
+        return handle
+
+
+class _Running:
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def abort(self) -> None:
+        asyncio.get_running_loop().call_soon(self._sink.end, None)
+
+
+async def test_f14_a_choice_that_fails_at_once_leaves_no_other_running(serving):
+    async with serving(FAULTY, plugins_with(kind=_HastyEngine)) as server, connected(server) as connection:
+        for stream in (True, False):
+            expect_error(await connection.request(completion(TEXT, stream=stream, n=3)), 500, "engine_failed")
+            await until(lambda: queue_lengths(server) == (0, 0))

@@ -148,10 +148,15 @@ def begin_answer(dispatcher: Dispatcher, model: str, requests: Sequence[Generate
     try:
         if len(requests) > 1 and len(requests) > (capacity := dispatcher.capacity(model)):
             raise InvalidRequest(f"This makes {len(requests)} answers; {model!r} holds at most {capacity}.", param="n")
-        for request, sink in zip(requests, reply.sinks, strict=True):
+        for request, sink in zip(requests, tuple(reply.sinks), strict=True):
+            if reply.done:  # one of the choices has failed already
+                break
             reply.handles.append(dispatcher.start(model, request, sink))
     except ServeError as error:
         reply.observation.finish(None, error)
+        reply.close()
+        raise
+    except BaseException:
         reply.close()
         raise
     return reply.close

@@ -86,8 +86,9 @@ class _EventSink:
         if total is None:
             reply.write(body)
         else:
+            body += reply.dialect.closing(total)
             reply.complete(total)
-            reply.exchange.outlet.write(body + reply.dialect.closing(total), last=True)
+            reply.exchange.outlet.write(body, last=True)
 
     def _opening(self) -> bytes:
         """What comes before the first event of this choice; with the first of all, the head leaves."""

@@ -179,12 +179,15 @@ class Job:
             return
         self._deadlines.began_at = now
         try:
-            self._handle = self._start(self._request, self)
+            handle = self._start(self._request, self)
         except Exception as error:  # the boundary to foreign code; later, as `start` promises
             asyncio.get_running_loop().call_soon(self.end, error)
             return
-        if self._aborted and not self._over:  # before there was a handle, by what the engine sent at once
-            self._abort_engine(self._handle)
+        if self._over:
+            return
+        self._handle = handle
+        if self._aborted:  # before there was a handle, by what the engine sent at once
+            self._abort_engine(handle)
 
     def _abort_engine(self, handle: Handle) -> None:
         try:
