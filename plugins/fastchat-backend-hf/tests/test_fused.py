@@ -109,6 +109,12 @@ def test_a_layer_that_only_looks_like_a_known_one_stays_as_it_is(
     assert fused_layers(model) == 0
 
 
+def test_a_layer_that_lacks_what_its_kind_has_stays_as_it_is() -> None:
+    model = made("Llama")
+    model.model.layers[1].input_layernorm = nn.Identity()
+    assert fuse(model) == 3
+
+
 def test_a_model_that_cannot_make_the_trial_pass_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("Llama")
     forward = model.model.forward

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from fastchat_backend_hf import shelves
 from fastchat_backend_hf.cells import Layout
 from fastchat_backend_hf.kv import KvCache
 
@@ -166,3 +170,55 @@ def test_what_a_scrubbed_row_held_does_not_leak_to_its_heir(attends: bool) -> No
     step(cache, held)
     rows = cache._rows[0].shelf.parts[0][:2, :, :7]
     assert rows.isfinite().all()
+
+
+def test_the_smallest_shelf_is_smaller_where_the_budget_is_small() -> None:
+    """`fits` counts columns: with few of them short answers would wait for each other."""
+    assert a_cache(least_columns=256, max_columns=4096).fits([60, 60])
+    roomy = KvCache(LAYOUT, max_rows=6, max_columns=4096, budget_tokens=6 * 256, make_room=[].append)
+    roomy.add(None, 0)
+    assert roomy.used_tokens == 256
+
+
+def test_nothing_holds_on_to_a_shelf_that_is_gone() -> None:
+    cache = a_cache()
+    held = [Held(5), Held(40)]
+    for one in held:
+        one.add_to(cache)
+    step(cache, held)
+    gone = weakref.ref(cache._rows[1].shelf.parts[0])
+    cache.drop(1)
+    assert gone() is None
+
+
+def test_resizing_that_failed_halfway_is_completed_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = a_cache()
+    held = [Held(5)]
+    held[0].add_to(cache)
+    zeros, calls = shelves._zeros, itertools.count()
+
+    def fail_once(rows: int, like: Tensor) -> Tensor:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(rows, like)
+
+    monkeypatch.setattr(shelves, "_zeros", fail_once)
+    newcomer = Held(6)
+    with pytest.raises(torch.OutOfMemoryError):
+        newcomer.add_to(cache)
+    assert cache.tokens == 8
+    newcomer.add_to(cache)
+    assert [one.is_in(cache, row) for row, one in enumerate([*held, newcomer])] == [True, True]
+
+
+def test_a_cache_told_to_shrink_gives_back_what_it_can_until_it_is_empty() -> None:
+    cache = a_cache()
+    for _ in range(3):
+        Held(5).add_to(cache)
+    assert cache.tokens > cache.used_tokens
+    assert cache.shrink()
+    assert cache.tokens == cache.used_tokens
+    assert not cache.shrink()
+    while len(cache):
+        cache.drop(0)
+    assert cache.shrink()

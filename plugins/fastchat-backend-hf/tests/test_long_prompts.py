@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -14,6 +15,7 @@ from hf_answers import Opened, answer, asking, until
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fastchat_backend_hf import scoring
 from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.generation import Generation, News
 from fastchat_backend_hf.pace import STEP_TOKENS, Pace
@@ -239,3 +241,45 @@ def test_alone_blocks_take_a_quarter_of_a_second() -> None:
         tokens = pace.alone()
         pace.took_alone(tokens, tokens / 4000)
     assert pace.alone() == 992
+
+
+async def test_a_pass_that_fails_with_prompts_beside_it_is_told_of_once_and_everybody_is_served(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Pace, "beside", lambda self, crowded: STEP_TOKENS)
+    async with opened() as engine:
+        well = await answer(engine, asking(LONG, max_tokens=4))
+        engine_decode = BatchRunner.decode
+
+        def fail_mixed(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
+            if blocks:
+                raise ValueError("a bug")
+            return engine_decode(self, tokens, blocks)
+
+        monkeypatch.setattr(BatchRunner, "decode", fail_mixed)
+        async with aclosing(engine.generate_stream(ENDLESS)) as running:
+            await anext(running)
+            got = await answer(engine, asking([4, *LONG[1:]], id="other", max_tokens=4))
+            again = await answer(engine, asking(LONG, id="again", max_tokens=4))
+        assert got.ids
+        assert again.ids == well.ids
+    assert sum("read apart" in record.message for record in caplog.records) == 1
+
+
+async def test_a_block_whose_log_probabilities_failed_is_read_again(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asking(LONG[:40], max_tokens=2, prompt_logprobs=1, echo=True)
+    raw, calls = scoring.raw_logprobs, itertools.count()
+
+    def fail_once(*args: Any) -> Any:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return raw(*args)
+
+    monkeypatch.setattr(scoring, "raw_logprobs", fail_once)
+    async with opened(prefix_cache=False) as engine:
+        first = (await answer(engine, request)).chunks[0].prompt
+    assert first is not None
+    assert first.logprobs is not None
+    assert len(first.logprobs) == 40

@@ -223,7 +223,7 @@ def test_the_end_of_a_prefix_goes_before_its_beginning(todo: list[tuple[int, int
         cache.shrink(most)
         assert cache.tokens <= most
         for context in contexts:
-            held_names = [name in cache for name in cache.names(("a",), context)]
+            held_names = [name in cache._blocks for name in cache.names(("a",), context)]
             assert held_names == sorted(held_names, reverse=True), "a block without those before it is of no use"
 
 

@@ -10,7 +10,10 @@ import tiny_models
 import torch
 from hf_answers import Opened, answer, asking
 
+from fastchat_backend_hf.batching import _obstacle
 from fastchat_backend_hf.cells import _BlockLayer
+from fastchat_backend_hf.reading import Reading
+from fastchat_backend_hf.solo import SoloRunner
 from fastchat_serve import Capability
 
 pytestmark = pytest.mark.anyio
@@ -113,3 +116,21 @@ async def test_a_model_that_cannot_share_a_pass_is_found_out(
             alone = await answer(engine, asking())
     async with opened() as engine:
         assert (await answer(engine, asking())).ids == alone.ids
+
+
+@pytest.mark.parametrize(("rope_type", "original"), [("dynamic", 512), ("longrope", 128)])
+def test_positions_that_depend_on_the_whole_pass_are_an_obstacle(rope_type: str, original: int) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 128}
+    rope = {"rope_type": rope_type, "factor": 4.0, "rope_theta": 1e4} | (factors if rope_type == "longrope" else {})
+    config = tiny_models.llama_config(rope_parameters=rope)
+    assert _obstacle(config, original) is None
+    assert f"context_length of {original}" in str(_obstacle(config, original + 1))
+
+
+def test_a_row_that_goes_takes_along_what_it_has_computed() -> None:
+    runner = SoloRunner(tiny_models.llama(), budget_tokens=64)
+    for row in range(3):
+        runner.join(Reading([row]))
+        runner._passed.append(torch.tensor([float(row)]))  # as when their logits could not be stacked
+    runner.drop(0)
+    assert runner.decode([5, 5]).flatten().tolist() == [2.0, 1.0]

@@ -239,11 +239,16 @@ class BatchRunner:
         Shorter ones are padded on the right, where the causal mask hides it from real tokens: no other mask is needed.
         """
         start = readings[0].done
-        self._blocks.place([self._cells(reading) for reading in readings], start)
+        cells = [self._cells(reading) for reading in readings]
         blocks = [reading.tokens[start : start + count] for reading in readings]
         rows = [[*block, *[0] * (count - len(block))] for block in blocks]
         positions = torch.arange(start, start + count, device=self._device)
-        return self._forward(network, torch.tensor(rows, device=self._device), positions, self._blocks)
+        tokens = torch.tensor(rows, device=self._device)
+        self._blocks.place(cells, start)
+        try:
+            return self._forward(network, tokens, positions, self._blocks)
+        finally:
+            self._blocks.place((), 0)  # whoever ends now gives its memory back
 
     def _advance(self, reading: Reading, count: int) -> None:
         reading.done = min(reading.done + count, len(reading.tokens))

@@ -72,6 +72,22 @@ def _obstacle(text_config: Any, context_length: int) -> str | None:
                 return f"its attention slides over a window of {layer.sliding_window} tokens"
         elif type(layer) is not DynamicLayer:
             return "not all of its layers keep plain keys and values"
+    return _rope_obstacle(text_config, context_length)
+
+
+def _rope_obstacle(text_config: Any, context_length: int) -> str | None:
+    """Some kinds turn all tokens of a pass by what the longest row asks for: its neighbours would answer otherwise."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    for one in (rope, *rope.values()):  # one for all layers, or one for each kind of them
+        if not isinstance(one, dict) or one.get("rope_type") not in ("dynamic", "longrope"):
+            continue
+        original = text_config.max_position_embeddings
+        if one["rope_type"] == "longrope":
+            original = one.get("original_max_position_embeddings") or original
+        if context_length > original:
+            return (
+                f"its positions change with the longest row of a pass; with a context_length of {original} they do not"
+            )
     return None
 
 

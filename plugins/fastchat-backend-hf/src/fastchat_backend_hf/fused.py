@@ -71,8 +71,8 @@ def fuse(model: Any) -> int:
         return 0
     count = 0
     for name, call in _trial(model, layers).items():
-        fused = FusedLayer(layers.pop(name))
-        if _does_the_same(fused, call):
+        fused = _fused(layers.pop(name), call)
+        if fused is not None:
             model.set_submodule(name, fused)
             count += 1
     if count:
@@ -109,18 +109,20 @@ def _trial(model: Any, layers: Mapping[str, nn.Module]) -> dict[str, _Call]:
     return calls
 
 
-def _does_the_same(fused: FusedLayer, call: _Call) -> bool:
-    """Whether `fused` adds to its input what the layer added, up to rounding."""
+def _fused(layer: nn.Module, call: _Call) -> FusedLayer | None:
+    """The fused form of `layer`; None if it does not add to its input what the layer added, up to rounding."""
     try:
+        fused = FusedLayer(layer)
         found = fused(*call.args, **call.options)
-    except (RuntimeError, TypeError, ValueError):  # shapes or parameters that only look like those we know
-        return False
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # it only looks like those we know
+        return None
     if not isinstance(call.output, Tensor):
-        return False
+        return None
     states, expected, got = (tensor.float() for tensor in (call.args[0], call.output, found))
     rounding = torch.finfo(call.output.dtype).eps
     apart = ((got - expected).abs() - rounding * expected.abs()).clamp(min=0)
-    return bool(apart.norm() <= max(1e-4, 3 * rounding) * (expected - states).norm())
+    same = apart.norm() <= max(1e-4, 3 * rounding) * (expected - states).norm()
+    return fused if same else None
 
 
 class FusedLayer(nn.Module):

@@ -55,6 +55,8 @@ class Generation:
         self._sampler: Sampler | None = None
         self._changed = True
         """Since the sampler was built, rows have joined or left."""
+        self._has_warned = False
+        """Of passes that fail only with blocks beside the rows."""
         self._news: list[News] = []
 
     @property
@@ -84,6 +86,7 @@ class Generation:
         if not self._scheduler.running:
             self._read_alone()
         blocks = self._next_blocks()
+        offered = len(blocks)
         began = time.perf_counter()
         logits = self._decode(blocks)
         if logits is not None:
@@ -93,7 +96,8 @@ class Generation:
                 self._fail_all(error)
             else:
                 self._accept(draws)
-                self._pace.took_beside(sum(block.most for block in blocks.values()), time.perf_counter() - began)
+                if len(blocks) == offered:
+                    self._pace.took_beside(sum(block.most for block in blocks.values()), time.perf_counter() - began)
         return self._news
 
     def release(self) -> None:
@@ -138,7 +142,7 @@ class Generation:
         most, spent, began = self._pace.alone(), 0, time.perf_counter()
         while self._scheduler.reading and most - spent >= STEP_TOKENS:
             group, count = self._scheduler.next_block((most - spent) // STEP_TOKENS * STEP_TOKENS)
-            spent += len(group) * min(count, group[0].unread)
+            spent += len(group) * min(count, max(sequence.unread for sequence in group))
             self._read_block(group, count)
             self._join_complete()
         if spent:
@@ -173,7 +177,8 @@ class Generation:
                 self._read_block(group, count)
             elif len(group) > 1:  # whose fault is it?
                 for sequence in group:
-                    self._read_block([sequence], count)
+                    if sequence.unread:  # or it was read before the failing one
+                        self._read_block([sequence], count)
             else:
                 self._give_up(group[0], error)
         else:
@@ -210,7 +215,10 @@ class Generation:
         self._changed = True
 
     def _decode(self, blocks: dict[TokenSequence, Block]) -> Tensor | None:
-        """Next-token logits of the rows under way, ``[rows, vocabulary]``. Reads `blocks` as well."""
+        """Next-token logits of the rows under way, ``[rows, vocabulary]``. Reads `blocks` as well.
+
+        Afterwards `blocks` is empty if they had to be read apart from the rows.
+        """
         while running := self._scheduler.running:
             try:
                 logits = self._runner.decode([sequence.last for sequence in running], list(blocks.values()))
@@ -219,10 +227,13 @@ class Generation:
                     continue
                 if not blocks:
                     self._blame(error)
+                elif not is_out_of_memory(error) and not self._has_warned:
+                    self._has_warned = True
+                    logger.warning("a pass with blocks of prompts failed; they are read apart", exc_info=error)
                 for sequence, block in blocks.items():  # whose fault is it?
                     if sequence.unread:
                         self._read_block([sequence], block.most)
-                blocks = {}
+                blocks.clear()
             else:
                 for sequence in blocks:
                     self._scheduler.end_turn(sequence)

@@ -18,12 +18,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fastchat_backend_hf.cells import Cells, Layout
+from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.shelves import Row, Shelf, View, view_of
 
 __all__ = ["LEAST_COLUMNS", "Attend", "KvCache"]
 
-LEAST_COLUMNS = 64
-"""Of the smallest shelf."""
+LEAST_COLUMNS = 256
+"""Of the smallest shelf. Every shelf costs a step an attention of its own in each layer, so few are better."""
+
+_LEAST_COLUMNS_OF_SMALL_BUDGET = 64
+"""Where not even the most rows fit with more."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of ``query, keys, values, mask``: ``[rows, heads, tokens, width]`` each, the mask
@@ -82,6 +86,8 @@ class KvCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_RowsLayer(self, number) for number in range(layout.layers)])
         self._layout, self._make_room = layout, make_room
         self._max_rows, self._budget_tokens = max_rows, budget_tokens
+        while least_columns > _LEAST_COLUMNS_OF_SMALL_BUDGET and max_rows * least_columns > budget_tokens:
+            least_columns //= 2
         self._least_columns, self._max_columns = least_columns, max_columns
         self.attends, self.width, self.tokens_elsewhere = False, 0, 0
         self._rows: list[Row] = []
@@ -125,6 +131,8 @@ class KvCache(Cache):  # type: ignore[misc]
         self._leave(self._rows[row])
         self._rows[row] = self._rows[-1]
         self._rows.pop()
+        if not self._rows:
+            self._generous = True
 
     def extend(self) -> None:
         """Give every row room for one token more."""
@@ -151,8 +159,13 @@ class KvCache(Cache):  # type: ignore[misc]
         return cells
 
     def shrink(self) -> bool:
-        """Hold no more than is needed from now on; False if that is so already."""
+        """Hold no more than is needed until the batch is empty; False if that is so already."""
         was_generous, self._generous = self._generous, False
+        try:
+            self.compact()
+        except Exception as error:  # it copies before it gives back
+            if not is_out_of_memory(error):
+                raise
         return was_generous
 
     def compact(self) -> None:
@@ -165,6 +178,7 @@ class KvCache(Cache):  # type: ignore[misc]
         self._rows.clear()
         self._views.clear()
         self._shelves.clear()
+        self._generous = True
 
     # ------------------------------------------------------------------------------------------- a step
 
@@ -244,5 +258,6 @@ class KvCache(Cache):  # type: ignore[misc]
 
     def _leave(self, row: Row) -> None:
         row.shelf.leave(row)
+        self._views = []  # which would keep the shelf's memory until the next pass
         if not row.shelf.live:
             del self._shelves[row.shelf.columns]

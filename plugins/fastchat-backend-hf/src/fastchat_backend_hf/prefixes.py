@@ -39,9 +39,6 @@ class PrefixCache(Generic[K]):
         """Tokens held."""
         return len(self._blocks) * BLOCK_TOKENS
 
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._blocks
-
     def names(self, salt: Sequence[str], tokens: Sequence[int], known: Sequence[bytes] = ()) -> list[bytes]:
         """The names of the whole blocks of `tokens`; the first ones may be `known`.
 

@@ -16,13 +16,17 @@ __all__ = ["end_scoring", "score_block"]
 def score_block(runner: Runner, vocabulary: Vocabulary, sequence: TokenSequence, most: int) -> None:
     """Read at most so many tokens more, and note the log-probabilities of those that follow each of them."""
     assert sequence.reading is not None
-    after = sequence.reading.done + 1
-    logits = runner.score(sequence.reading, most)
-    predicted = sequence.prompt[after : after + len(logits)]
-    tokens = torch.tensor(predicted, device=logits.device)
-    counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
-    found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
-    sequence.prompt_logprobs += map(vocabulary.logprob, predicted, found)
+    before = sequence.reading.done
+    try:
+        logits = runner.score(sequence.reading, most)
+        predicted = sequence.prompt[before + 1 : before + 1 + len(logits)]
+        tokens = torch.tensor(predicted, device=logits.device)
+        counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
+        found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
+        sequence.prompt_logprobs += [*map(vocabulary.logprob, predicted, found)]
+    except Exception:
+        sequence.reading.done = before  # to be read again: nothing of it is noted
+        raise
 
 
 def end_scoring(vocabulary: Vocabulary, sequence: TokenSequence) -> None:

@@ -37,8 +37,8 @@ class Shelf:
 
     @property
     def rows(self) -> int:
-        """Those there is room for."""
-        return len(self.parts[0])
+        """Those there is room for in all parts: `resize` may have failed halfway."""
+        return min(map(len, self.parts))
 
     @property
     def tokens(self) -> int:
@@ -49,8 +49,9 @@ class Shelf:
         kept = len(self.live)
         for number, part in enumerate(self.parts):
             if len(part) != rows:
-                self.parts[number] = _zeros(rows, part)
-                self.parts[number][:kept] = part[:kept]
+                resized = _zeros(rows, part)
+                resized[:kept] = part[:kept]
+                self.parts[number] = resized
 
     def take(self, slot: int, length: int) -> Row:
         """A row in the first free slot, which holds so many tokens already."""

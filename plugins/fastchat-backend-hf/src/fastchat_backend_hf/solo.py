@@ -82,6 +82,9 @@ class SoloRunner:
         """Nothing is kept for others."""
 
     def drop(self, row: int) -> None:
+        if len(self._passed) == len(self._lengths):  # otherwise the failing row is dropped, which comes after them
+            self._passed[row] = self._passed[-1]
+            self._passed.pop()
         self._lengths[row], self._states[row] = self._lengths[-1], self._states[-1]
         self._lengths.pop()
         self._states.pop()
