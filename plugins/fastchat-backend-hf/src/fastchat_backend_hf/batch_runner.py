@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from fastchat_backend_hf.cache_names import cache_parameter
 from fastchat_backend_hf.cells import BlockCache, Cells, Layout
 from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.kv import LEAST_COLUMNS, KvCache
@@ -66,6 +67,7 @@ class BatchRunner:
         """Of each row."""
         self._blocks = BlockCache(layout.layers)
         self._prefixes: PrefixCache[Cells] | None = PrefixCache() if share_prefixes else None
+        self._cache_parameter = cache_parameter(model)
         self._takes_positions = _takes(model, "position_ids") and _takes(model.base_model, "position_ids")
         self._keeps_logits = _takes(model, "logits_to_keep")
         self._device = model.get_input_embeddings().weight.device
@@ -260,7 +262,8 @@ class BatchRunner:
         """`positions` are those of `tokens` ``[rows, tokens]``, or of one row."""
         if self._takes_positions:
             options["position_ids"] = positions.expand_as(tokens)
-        return network(input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options)
+        options[self._cache_parameter] = cache
+        return network(input_ids=tokens, use_cache=True, return_dict=True, **options)
 
 
 def _takes(network: Any, parameter: str) -> bool:

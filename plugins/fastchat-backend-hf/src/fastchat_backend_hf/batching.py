@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from fastchat_backend_hf.attention import use_own_attention
 from fastchat_backend_hf.batch_runner import BatchRunner
+from fastchat_backend_hf.cache_names import cache_of
 from fastchat_backend_hf.cells import Layout
 from fastchat_backend_hf.checkpoint import Checkpoint
 from fastchat_backend_hf.devices import free_memory, parse_bytes
@@ -101,7 +102,7 @@ def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
     first, second = rows = [[(7 * i + 3) % vocabulary for i in range(6)], [(5 * i + 2) % vocabulary for i in range(3)]]
     try:
         alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=True) for row in rows]
-        layout = Layout(alone[0].past_key_values)
+        layout = Layout(cache_of(alone[0])[1])
         runner = BatchRunner(
             model,
             layout,

@@ -152,13 +152,15 @@ class FusedLayer(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         **options: Any,
     ) -> Tensor:
-        """``[rows, tokens, width]`` to the same; the parameters have the names that models pass."""
+        """``[rows, tokens, width]`` to the same; the parameters have the names that models pass, of old and new."""
         assert position_embeddings is not None
         states = self._before_attention(hidden_states)
-        states = self._attend(states, attention_mask, position_embeddings, past_key_values, options)
+        cache = past_key_values if cache is None else cache
+        states = self._attend(states, attention_mask, position_embeddings, cache, options)
         hidden_states = hidden_states + self._after_attention(states)
         states = self._perceptron(self._before_perceptron(hidden_states))
         return hidden_states + self._after_perceptron(states)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastchat_backend_hf.cache_names import cache_of
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block, Context, RowFailed
 
@@ -117,9 +118,9 @@ class SoloRunner:
 
 
 def _continued(out: Any) -> _State:
-    """What a pass leaves behind for the next one. Mamba and its kin name their cache differently."""
-    name = "past_key_values" if out.get("past_key_values") is not None else "cache_params"
-    return {name: out[name]}
+    """What a pass leaves behind for the next one."""
+    name, cache = cache_of(out)
+    return {name: cache}
 
 
 class EncoderDecoderRunner(SoloRunner):
