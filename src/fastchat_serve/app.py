@@ -181,6 +181,8 @@ class Application:
                 for index, worker in enumerate(self.workers):
                     self.registry.add(worker)
                     loading.start_soon(tasks.start, partial(self._keep, index))
+            for worker in self.workers:
+                self.registry.add(worker)  # again, with its adapters
             await tasks.start(self.watchdog.run)
             try:
                 yield

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 __all__ = [
     "CONTRACT",
+    "FULL_SAMPLING",
     "Capability",
     "ChatPrompt",
     "Choice",
@@ -29,6 +30,7 @@ __all__ = [
     "Constraint",
     "EmbedRequest",
     "Embeddings",
+    "Embeds",
     "Engine",
     "EngineInfo",
     "EngineLoad",
@@ -42,15 +44,18 @@ __all__ = [
     "PromptEcho",
     "PushEngine",
     "Regex",
+    "Renders",
     "SamplingParams",
     "Sink",
     "TextPart",
     "TextPrompt",
     "TokenLogprob",
     "TokenPrompt",
+    "Tokenizes",
     "ToolCall",
     "ToolSpec",
     "Usage",
+    "missing_methods",
     "required_capabilities",
 ]
 
@@ -64,14 +69,29 @@ FinishReason = Literal["stop", "length"]
 class Capability(StrEnum):
     """What an engine declares. A request that needs one which is missing is refused, never trimmed."""
 
-    GENERATE = "generate"
-    CHAT = "chat"  # renders `ChatPrompt`s: the model has a chat template
-    TOOLS = "tools"  # the template renders tool specifications and tool results
-    EMBED = "embed"
-    TOKENIZE = "tokenize"  # `tokenize` and `detokenize`
+    GENERATE = "generate"  # answers prompts of at least one of the next three kinds
+    TEXT_PROMPT = "text_prompt"
+    TOKEN_PROMPT = "token_prompt"
+    CHAT = "chat"  # `ChatPrompt`s: the model has a chat template, or is behind an API that takes messages
+    TOOLS = "tools"  # with tool specifications and tool results
+    TOOL_CALLS = "tool_calls"  # reports calls in `Chunk.tool_calls`, rather than in the text for a parser to find
+    TOOL_CHOICE = "tool_choice"  # `ChatPrompt.tool_choice`
+    RENDER = "render"  # an `Engine` that `Renders`
+    EMBED = "embed"  # an `Engine` that `Embeds`
+    TOKENIZE = "tokenize"  # an `Engine` that `Tokenizes`
+    TOKEN_IDS = "token_ids"  # chunks carry the ids of all drawn tokens
+    ECHO = "echo"
     LOGPROBS = "logprobs"
     PROMPT_LOGPROBS = "prompt_logprobs"
+    TOP_K = "top_k"
+    MIN_P = "min_p"
+    PENALTIES = "penalties"  # `presence_penalty` and `frequency_penalty`
+    REPETITION_PENALTY = "repetition_penalty"
     LOGIT_BIAS = "logit_bias"
+    MIN_TOKENS = "min_tokens"
+    STOP_TOKEN_IDS = "stop_token_ids"
+    IGNORE_EOS = "ignore_eos"
+    SEED = "seed"  # equal requests with equal seeds have equal answers
     RESUME_GREEDY = "resume_greedy"  # `resume_token_ids` at temperature 0
     RESUME_SAMPLED = "resume_sampled"  # and with sampling: draws are a pure function of (seed, position)
     JSON_OBJECT = "json_object"
@@ -79,7 +99,23 @@ class Capability(StrEnum):
     REGEX = "regex"
     GRAMMAR = "grammar"
     CHOICE = "choice"
-    ADAPTERS = "adapters"
+    ADAPTERS = "adapters"  # those of `EngineInfo.adapters`
+
+
+FULL_SAMPLING = frozenset(
+    {
+        Capability.TOP_K,
+        Capability.MIN_P,
+        Capability.PENALTIES,
+        Capability.REPETITION_PENALTY,
+        Capability.LOGIT_BIAS,
+        Capability.MIN_TOKENS,
+        Capability.STOP_TOKEN_IDS,
+        Capability.IGNORE_EOS,
+    }
+)
+"""What an engine with a sampler of its own declares: all of `SamplingParams`. Without any of them an engine still
+honours `temperature`, `top_p`, `max_tokens` and `stop`."""
 
 
 # ---------------------------------------------------------------------------------------- prompts
@@ -92,7 +128,7 @@ class TextPart(Struct, frozen=True, tag="text"):
 
 
 class ToolCall(Struct, frozen=True):
-    """A call the assistant made earlier in the conversation. `arguments` is JSON text."""
+    """A call the assistant makes, or made earlier in the conversation. `arguments` is JSON text."""
 
     id: str
     name: str
@@ -141,6 +177,8 @@ class ChatPrompt(Struct, frozen=True, tag="chat"):
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str | None = None
+    """None: the model decides. Empty: it must call a tool. Otherwise the name of the tool that it must call."""
     continue_final: bool = False
     """True: the last message is the beginning of the answer, to be continued."""
     template_options: Mapping[str, Any] | None = None
@@ -236,7 +274,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     """Tokens of this answer that an earlier run already delivered. The stream goes on after them as if
     nothing had happened: their text is not sent again, and `usage` counts the whole answer."""
     adapter: str | None = None
-    """Name of a LoRA adapter the engine was configured with."""
+    """One of the engine's `EngineInfo.adapters`."""
     tenant: str = ""
     """Who asks, as an opaque mark: equal for equal API keys, or for equal peers where there are no keys. Queues are
     fair between tenants, and what one of them sent must never be seen by another, not even by time (prefix caches)."""
@@ -273,6 +311,7 @@ class TokenLogprob(Struct, frozen=True):
     """
 
     token_id: int
+    """-1 where the engine is not told: behind an API, for instance."""
     text: str
     data: bytes
     logprob: float | None
@@ -303,6 +342,10 @@ class Chunk(Struct, frozen=True, kw_only=True, gc=False):
     """One per entry of `token_ids`, if asked for."""
     prompt: PromptEcho | None = None
     """In the first chunk, if asked for."""
+    reasoning: str = ""
+    """New text of what the model thinks before it answers, from an engine that tells the two apart itself."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that have become complete, from an engine that declares `TOOL_CALLS`."""
     finish_reason: FinishReason | None = None
     """Set on the last chunk and on no other."""
     stop_match: str | int | None = None
@@ -343,6 +386,8 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     where a request leaves them open."""
     tool_parser: str = ""
     """Name of the parser for the form in which the model writes tool calls, for instance ``hermes``."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters, by the names under which clients ask for them, as for models of their own."""
     notes: tuple[str, ...] = ()
     """What an operator should know, for instance why requests run one at a time."""
 
@@ -359,8 +404,8 @@ class EngineLoad(Struct, frozen=True):
 class Engine(Protocol):
     """One loaded model that generates.
 
-    ``async with engine:`` loads and unloads; `info` is valid inside. Methods that an engine's
-    capabilities do not declare are never called.
+    ``async with engine:`` loads and unloads; `info` is valid inside. Capabilities may add methods: `Embeds`,
+    `Tokenizes`, `Renders`.
     """
 
     @property
@@ -385,15 +430,34 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbedRequest) -> Embeddings: ...
-    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]: ...
-    async def detokenize(self, token_ids: tuple[int, ...]) -> str: ...
-    async def render(self, prompt: ChatPrompt) -> str:
-        """The text that the model's chat template makes of a conversation."""
-        ...
-
     def current_load(self) -> EngineLoad:
         """Cheap, without waiting: it may be read for every request."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """What `Capability.EMBED` adds to an engine."""
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Vectors of all inputs. Raises `ServeError`; being cancelled is how a caller gives up."""
+        ...
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """What `Capability.TOKENIZE` adds to an engine."""
+
+    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]: ...
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str: ...
+
+
+@runtime_checkable
+class Renders(Protocol):
+    """What `Capability.RENDER` adds to an engine."""
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """The text that the model's chat template makes of a conversation."""
         ...
 
 
@@ -428,26 +492,74 @@ class PushEngine(Protocol):
 
 def required_capabilities(request: GenerateRequest) -> frozenset[Capability]:
     """What an engine must have declared to be given `request`."""
-    sampling = request.sampling
-    needed = {Capability.GENERATE}
-    if isinstance(request.prompt, ChatPrompt):
-        needed.add(Capability.CHAT)
-        if request.prompt.tools:
-            needed.add(Capability.TOOLS)
+    prompt = request.prompt
+    needed = {Capability.GENERATE, _PROMPT_CAPABILITY[type(prompt)]}
+    if isinstance(prompt, ChatPrompt) and prompt.tools:
+        needed.add(Capability.TOOLS)
+        if prompt.tool_choice is not None:
+            needed.add(Capability.TOOL_CHOICE)
+    _add_sampling(request.sampling, needed)
+    if request.echo:
+        needed.add(Capability.ECHO)
     if request.logprobs is not None:
         needed.add(Capability.LOGPROBS)
     if request.prompt_logprobs is not None:
         needed.add(Capability.PROMPT_LOGPROBS)
-    if sampling.logit_bias:
-        needed.add(Capability.LOGIT_BIAS)
     if request.resume_token_ids:
-        needed.add(Capability.RESUME_SAMPLED if sampling.temperature > 0 else Capability.RESUME_GREEDY)
+        needed.add(Capability.RESUME_SAMPLED if request.sampling.temperature > 0 else Capability.RESUME_GREEDY)
     if request.constraint is not None:
         needed.add(_CONSTRAINT_CAPABILITY[type(request.constraint)])
     if request.adapter is not None:
         needed.add(Capability.ADAPTERS)
     return frozenset(needed)
 
+
+def missing_methods(engine: Engine) -> list[str]:
+    """What `engine`, which is open, declares and does not have."""
+    declared = engine.info.capabilities
+    return [
+        name
+        for capability, names in _METHODS.items()
+        if capability in declared
+        for name in names
+        if not callable(getattr(engine, name, None))
+    ]
+
+
+def _add_sampling(params: SamplingParams, needed: set[Capability]) -> None:
+    if params.top_k:
+        needed.add(Capability.TOP_K)
+    if params.min_p:
+        needed.add(Capability.MIN_P)
+    if params.presence_penalty or params.frequency_penalty:
+        needed.add(Capability.PENALTIES)
+    if params.repetition_penalty != 1:
+        needed.add(Capability.REPETITION_PENALTY)
+    if params.logit_bias:
+        needed.add(Capability.LOGIT_BIAS)
+    if params.min_tokens:
+        needed.add(Capability.MIN_TOKENS)
+    if params.stop_token_ids:
+        needed.add(Capability.STOP_TOKEN_IDS)
+    if params.ignore_eos:
+        needed.add(Capability.IGNORE_EOS)
+
+
+_METHODS = MappingProxyType(
+    {
+        Capability.EMBED: ("embed",),
+        Capability.TOKENIZE: ("tokenize", "detokenize"),
+        Capability.RENDER: ("render",),
+    }
+)
+
+_PROMPT_CAPABILITY = MappingProxyType(
+    {
+        TextPrompt: Capability.TEXT_PROMPT,
+        TokenPrompt: Capability.TOKEN_PROMPT,
+        ChatPrompt: Capability.CHAT,
+    }
+)
 
 _CONSTRAINT_CAPABILITY = MappingProxyType(
     {

@@ -93,7 +93,16 @@ class FaultEngine:
     def __init__(self) -> None:
         self.info = EngineInfo(
             context_length=100_000,
-            capabilities=frozenset({Capability.GENERATE, Capability.CHAT, Capability.EMBED, Capability.LOGPROBS}),
+            capabilities=frozenset(
+                {
+                    Capability.GENERATE,
+                    Capability.TEXT_PROMPT,
+                    Capability.TOKEN_PROMPT,
+                    Capability.CHAT,
+                    Capability.EMBED,
+                    Capability.LOGPROBS,
+                }
+            ),
         )
         self.fatal_error: BaseException | None = None
         self.closed: list[str] = []

@@ -236,7 +236,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"logit_bias": {"five": 1}}, "logit_bias", None),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported"),
         ({"tools": [TOOL]}, "tools", "unsupported"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "unsupported"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tools", "unsupported"),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported"),
         (

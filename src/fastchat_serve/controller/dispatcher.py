@@ -31,7 +31,19 @@ logger = logging.getLogger(__name__)
 _PARAM: Mapping[Capability, str] = MappingProxyType(
     {
         Capability.CHAT: "messages",
+        Capability.TEXT_PROMPT: "prompt",
+        Capability.TOKEN_PROMPT: "prompt",
         Capability.TOOLS: "tools",
+        Capability.TOOL_CHOICE: "tool_choice",
+        Capability.ECHO: "echo",
+        Capability.TOP_K: "top_k",
+        Capability.MIN_P: "min_p",
+        Capability.PENALTIES: "presence_penalty",
+        Capability.REPETITION_PENALTY: "repetition_penalty",
+        Capability.MIN_TOKENS: "min_tokens",
+        Capability.STOP_TOKEN_IDS: "stop_token_ids",
+        Capability.IGNORE_EOS: "ignore_eos",
+        Capability.ADAPTERS: "model",
         Capability.EMBED: "model",
         Capability.LOGPROBS: "logprobs",
         Capability.PROMPT_LOGPROBS: "logprobs",
@@ -48,6 +60,9 @@ _ADVICE: Mapping[Capability, str] = MappingProxyType(
         Capability.CHAT: "it has no chat template. Use /v1/completions, or configure a template if its backend can",
         Capability.GENERATE: "it makes embeddings only. Use /v1/embeddings",
         Capability.EMBED: "it makes no embeddings",
+        Capability.TEXT_PROMPT: "its engine takes messages only. Use /v1/chat/completions",
+        Capability.TOKEN_PROMPT: "its engine takes no token ids",
+        Capability.ADAPTERS: "another worker of this name has it as an adapter",
     }
 )
 
@@ -93,6 +108,8 @@ class Dispatcher:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
         refusals: list[ServeError] = []
         for worker in self._in_turn(model, self.able(model, frozenset({Capability.EMBED}))):
+            if model in worker.adapters:
+                raise Unsupported(f"{model!r} is an adapter, which makes no embeddings.", param="model")
             try:
                 return await worker.embed(request)
             except Overloaded as error:

@@ -1,6 +1,7 @@
 """Which workers there are, and which models they serve.
 
-It holds `Worker`s, local or remote alike, and asks them for their state; it decides nothing.
+It holds `Worker`s, local or remote alike, and asks them for their state; it decides nothing. The adapters of a
+worker's engine are models, too.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ class Registry:
         self._since: dict[str, int] = {}
 
     def add(self, worker: Worker) -> None:
-        """List `worker` under all its names; one with the same id is replaced."""
+        """List `worker` under all its names; one with the same id is replaced.
+
+        Again once it is ready: only then are its adapters known.
+        """
         self._workers[worker.id] = worker
-        for name in worker.names:
-            self._since.setdefault(name, int(time.time()))
         self._index()
 
     def remove(self, worker_id: str) -> None:
@@ -57,7 +59,10 @@ class Registry:
         )
 
     def _index(self) -> None:
-        names = {name for worker in self._workers.values() for name in worker.names}
-        self._by_model = {
-            name: tuple(worker for worker in self._workers.values() if name in worker.names) for name in names
-        }
+        models: dict[str, list[Worker]] = {}
+        for worker in self._workers.values():
+            for name in dict.fromkeys(worker.names + worker.adapters):
+                models.setdefault(name, []).append(worker)
+        for name in models:
+            self._since.setdefault(name, int(time.time()))
+        self._by_model = {name: tuple(workers) for name, workers in models.items()}

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from fastchat_serve.engine import (
     CONTRACT,
+    FULL_SAMPLING,
     Capability,
     ChatPrompt,
     Chunk,
@@ -326,12 +327,19 @@ class _StepClock:
 def _capabilities(options: EchoOptions) -> frozenset[Capability]:
     always = {
         Capability.GENERATE,
+        Capability.TEXT_PROMPT,
+        Capability.TOKEN_PROMPT,
         Capability.CHAT,
+        Capability.RENDER,
         Capability.EMBED,
+        Capability.TOKEN_IDS,
+        Capability.ECHO,
+        Capability.SEED,
         Capability.LOGPROBS,
         Capability.PROMPT_LOGPROBS,
         Capability.RESUME_GREEDY,
         Capability.RESUME_SAMPLED,
+        *FULL_SAMPLING - {Capability.LOGIT_BIAS},  # there is nothing to draw, so nothing to weigh either
     }
     ids_tell_tokens = options.split != "word" and not options.cuts
     return frozenset(always | {Capability.TOKENIZE} if ids_tell_tokens else always)

@@ -283,6 +283,8 @@ class AssistantMessage(Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    """As DeepSeek, vLLM and SGLang write it; OpenAI's API has no word for it."""
     tool_calls: tuple[ToolCallMessage, ...] | UnsetType = UNSET
 
 
@@ -317,6 +319,7 @@ class ToolCallDelta(Struct, frozen=True):
 class Delta(Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: tuple[ToolCallDelta, ...] | None = None
 
 

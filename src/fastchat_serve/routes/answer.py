@@ -13,7 +13,17 @@ from typing import Protocol
 from msgspec import Struct
 
 from fastchat_serve.controller.dispatcher import Dispatcher
-from fastchat_serve.engine import Chunk, FinishReason, GenerateRequest, Handle, PromptEcho, Sink, TokenLogprob, Usage
+from fastchat_serve.engine import (
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Handle,
+    PromptEcho,
+    Sink,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from fastchat_serve.errors import EngineError, InvalidRequest, ServeError
 from fastchat_serve.routes.errors import reply_error
 from fastchat_serve.routes.exchange import Exchange
@@ -27,6 +37,8 @@ class Answer(Struct):
     """One whole choice."""
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt: PromptEcho | None = None
     finish_reason: FinishReason = "stop"

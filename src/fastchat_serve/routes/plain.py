@@ -49,6 +49,9 @@ class _Collector:
             self.answer.logprobs = ()
         if chunk.prompt is not None:
             self.answer.prompt = chunk.prompt
+        if chunk.reasoning or chunk.tool_calls:
+            self.answer.reasoning += chunk.reasoning
+            self.answer.tool_calls += chunk.tool_calls
         if chunk.finish_reason is not None:
             answer = self.answer
             answer.text = "".join(self._texts)

@@ -73,7 +73,7 @@ class _EventSink:
             return
         if chunk.finish_reason is not None:
             self._push_last(chunk)
-        elif self._spliced and self._opened and chunk.prompt is None:  # nearly all
+        elif self._spliced and self._opened and chunk.prompt is None and not chunk.reasoning:  # nearly all
             if text := chunk.text:
                 reply.write(self._before + _encode(text)[1:-1] + self._after)
         elif body := reply.dialect.events(self._index, chunk):

@@ -57,6 +57,8 @@ class Worker(Protocol):
     id: str
     names: tuple[str, ...]
     """What clients may call the model."""
+    adapters: tuple[str, ...]
+    """And its engine's adapters; none before it was ready once."""
     speed: float
     """Relative to other workers of the same model; policies weigh by it."""
 

@@ -21,6 +21,7 @@ from fastchat_serve.engine import (
     ChatPrompt,
     Embeddings,
     EmbedRequest,
+    Embeds,
     Engine,
     EngineInfo,
     EngineLoad,
@@ -28,8 +29,10 @@ from fastchat_serve.engine import (
     Handle,
     Sink,
     TextPrompt,
+    Tokenizes,
+    missing_methods,
 )
-from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable, Unsupported
 from fastchat_serve.push import Pusher
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
 from fastchat_serve.worker.embed_job import EmbedJob
@@ -83,6 +86,7 @@ class LocalWorker:
     ) -> None:
         self.id = f"{names[0]}-{uuid.uuid4().hex[:8]}"
         self.names, self.speed = names, speed
+        self.adapters: tuple[str, ...] = ()
         self.state = WorkerState.LOADING
         self.reason = ""
         """Why the worker failed, for the operator."""
@@ -162,6 +166,7 @@ class LocalWorker:
                 async with _cancelled_at_the_end() as tasks, self._opened() as engine:
                     loaded, self._load_s = True, time.monotonic() - self._load_began_at
                     self._pusher = Pusher(engine, tasks)
+                    self.adapters = engine.info.adapters
                     if self.state is WorkerState.LOADING:
                         self.state = WorkerState.DRAINING if self._refusing else WorkerState.READY
                         self.reason = ""
@@ -209,6 +214,8 @@ class LocalWorker:
         async with self._engine as engine:
             if not isinstance(engine.info, EngineInfo):
                 raise TypeError(f"the engine's info is of type {type(engine.info).__name__}, not EngineInfo")
+            if missing := missing_methods(engine):
+                raise TypeError(f"the engine declares what it does not have: {', '.join(missing)}")
             yield engine
 
     async def _break_off(self) -> None:
@@ -286,6 +293,8 @@ class LocalWorker:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         self._ready()
+        if not isinstance(self._engine, Embeds):
+            raise Unsupported("This model makes no embeddings.", param="model")
         job = EmbedJob(
             request, embed=self._engine.embed, slots=self._slots, timeouts=self._timeouts, clock=time.monotonic
         )
@@ -296,12 +305,16 @@ class LocalWorker:
             self._jobs.discard(job)
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        self._ready()
-        return await self._engine.tokenize(prompt)
+        return await self._tokenizer().tokenize(prompt)
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        return await self._tokenizer().detokenize(token_ids)
+
+    def _tokenizer(self) -> Tokenizes:
         self._ready()
-        return await self._engine.detokenize(token_ids)
+        if not isinstance(self._engine, Tokenizes):
+            raise Unsupported("This model's tokenizer is not to be had.", param="model")
+        return self._engine
 
     def _engine_load(self) -> EngineLoad:
         if self._pusher is None:

@@ -31,7 +31,7 @@ from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_backend_hf.weights import load_weights
-from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
 from fastchat_serve.text import ChatTemplate
 
 __all__ = ["LoadedModel", "load"]
@@ -135,8 +135,13 @@ def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None) -> froz
         return frozenset(can)
     can |= {
         Capability.GENERATE,
+        Capability.TEXT_PROMPT,
+        Capability.TOKEN_PROMPT,
+        Capability.TOKEN_IDS,
+        Capability.ECHO,
         Capability.LOGPROBS,
-        Capability.LOGIT_BIAS,
+        Capability.SEED,
+        *FULL_SAMPLING,
         Capability.RESUME_GREEDY,
         Capability.RESUME_SAMPLED,
         Capability.CHOICE,
@@ -144,7 +149,7 @@ def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None) -> froz
     if checkpoint.kind == "causal":
         can.add(Capability.PROMPT_LOGPROBS)
     if template is not None:
-        can.add(Capability.CHAT)
+        can |= {Capability.CHAT, Capability.RENDER}
         if template.supports_tools:
             can.add(Capability.TOOLS)
     return frozenset(can)

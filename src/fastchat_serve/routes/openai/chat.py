@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -45,13 +46,14 @@ def chat_route(service: Service) -> HotRoute:
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
         requests = generate_requests(request, service, f"chatcmpl-{exchange.unique_id}", exchange.tenant)
-        tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
+        offers_tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
         dialect = ChatDialect(
             requests[0].id,
             request.model,
             include_usage=include_usage(request),
             logprobs=bool(request.logprobs),
-            tool_parser=_tool_parser(request.model, service) if tools else None,
+            tools=offers_tools,
+            tool_parser=_tool_parser(request.model, service) if offers_tools else None,
             one_call=request.parallel_tool_calls is False,
         )
         reply_type: type[Reply] = EventReply if request.stream else PlainReply
@@ -80,7 +82,7 @@ def generate_requests(
 ) -> list[GenerateRequest]:
     """One request of the contract per choice. Raises `InvalidRequest` kinds."""
     limits = service.limits
-    advised = service.dispatcher.able(request.model)[0].info.sampling  # an unknown model is the first thing to say
+    worker = service.dispatcher.able(request.model)[0]  # an unknown model is the first thing to say
     _refuse_unknown_ways(request)
     if len(request.messages) > limits.max_messages:
         raise InvalidRequest(f"messages has more than {limits.max_messages} entries.", param="messages")
@@ -90,12 +92,13 @@ def generate_requests(
     if alternatives > limits.max_logprobs:
         raise InvalidRequest(f"top_logprobs can be at most {limits.max_logprobs}.", param="top_logprobs")
     max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    sampling = sampling_params(request, limits, max_tokens, advised)
+    sampling = sampling_params(request, limits, max_tokens, worker.info.sampling)
     first = GenerateRequest(
         id=answer_id,
         prompt=ChatPrompt(
             tuple([_message(message, index) for index, message in enumerate(request.messages)]),
             tools=_tools(request, limits.max_tools),
+            tool_choice=_tool_choice(request),
             continue_final=bool(request.continue_final_message),
             template_options=request.chat_template_kwargs,
         ),
@@ -103,6 +106,7 @@ def generate_requests(
         logprobs=alternatives if request.logprobs else None,
         constraint=constraint(request.response_format, request.structured_outputs),
         priority=request.priority or 0,
+        adapter=request.model if request.model in worker.adapters else None,
         tenant=tenant,
     )
     if (request.n or 1) == 1:
@@ -118,7 +122,8 @@ class ChatDialect:
     """How chat completions are written.
 
     Args:
-        tool_parser: Makes the parser of one choice's tool calls; None if no tools were offered.
+        tools: Tools were offered.
+        tool_parser: Makes the parser of one choice's tool calls; None if there is nothing to parse.
         one_call: Keep only the first tool call of each choice.
     """
 
@@ -129,14 +134,15 @@ class ChatDialect:
         *,
         include_usage: bool,
         logprobs: bool,
+        tools: bool,
         tool_parser: ToolParserFactory | None,
         one_call: bool,
     ) -> None:
         self._id, self._model, self._created = answer_id, model, int(time.time())
         self._include_usage, self._logprobs, self._one_call = include_usage, logprobs, one_call
-        self._tool_parser = tool_parser
+        self._tools, self._tool_parser = tools, tool_parser
         self._parsers: dict[int, ToolParser] = {}
-        self._called: set[int] = set()
+        self._calls: Counter[int] = Counter()
 
     def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
         choices = tuple(self._choice(index, whole) for index, whole in enumerate(answers))
@@ -147,7 +153,7 @@ class ChatDialect:
         return self._event(index, wire.Delta(role="assistant", content=""))
 
     def template(self, index: int) -> tuple[bytes, bytes] | None:
-        if self._logprobs or self._tool_parser is not None:
+        if self._logprobs or self._tools:
             return None
         # At the last NUL: the model's name, which comes before, may hold one.
         before, _, after = self._event(index, wire.Delta(content="\0")).rpartition(b"\\u0000")
@@ -155,7 +161,11 @@ class ChatDialect:
 
     def events(self, index: int, chunk: Chunk) -> bytes:
         last = chunk.finish_reason is not None
-        deltas = self._deltas(index, chunk.text, last)
+        deltas = [wire.Delta(reasoning_content=chunk.reasoning)] if chunk.reasoning else []
+        deltas += self._deltas(index, chunk.text, last)
+        for call in chunk.tool_calls:
+            if not (self._one_call and self._calls[index]):
+                deltas.append(self._call_delta(index, call))
         logprobs = chat_logprobs(chunk.logprobs) if chunk.logprobs else None
         if logprobs is not None and not deltas:
             deltas = [wire.Delta(content="")]
@@ -164,7 +174,7 @@ class ChatDialect:
             parts.append(self._event(index, delta, logprobs))
             logprobs = None
         if last:
-            reason = "tool_calls" if index in self._called else chunk.finish_reason
+            reason = "tool_calls" if self._calls[index] else chunk.finish_reason
             parts.append(self._event(index, wire.Delta(), finish_reason=reason))
         return b"".join(parts)
 
@@ -200,17 +210,23 @@ class ChatDialect:
             if isinstance(item, TextDelta):
                 deltas.append(wire.Delta(content=item.text))
             elif not (self._one_call and item.index > 0):
-                self._called.add(index)
-                call = wire.ToolCallDelta(
-                    item.index, self._call_id(index, item.index), wire.FunctionCallDelta(item.name, item.arguments)
-                )
-                deltas.append(wire.Delta(tool_calls=(call,)))
+                deltas.append(self._call_delta(index, ToolCall("", item.name, item.arguments)))
         return deltas
+
+    def _call_delta(self, index: int, call: ToolCall) -> wire.Delta:
+        number = self._calls[index]
+        self._calls[index] += 1
+        id_ = call.id or self._call_id(index, number)
+        function = wire.FunctionCallDelta(call.name, call.arguments)
+        return wire.Delta(tool_calls=(wire.ToolCallDelta(number, id_, function),))
 
     def _choice(self, index: int, whole: Answer) -> wire.ChatChoice:
         logprobs = chat_logprobs(whole.logprobs) if whole.logprobs is not None else None
         text: str | None = whole.text
-        calls: tuple[wire.ToolCallMessage, ...] = ()
+        calls = tuple(
+            wire.ToolCallMessage(call.id or self._call_id(index, number), wire.FunctionCall(call.name, call.arguments))
+            for number, call in enumerate(whole.tool_calls[: 1 if self._one_call else None])
+        )
         if self._tool_parser is not None:
             parser = self._tool_parser()
             found: list[ToolEvent] = [*parser.feed(whole.text), *parser.finish()]
@@ -221,7 +237,9 @@ class ChatDialect:
                 if not isinstance(item, TextDelta) and not (self._one_call and item.index > 0)
             )
         message = wire.AssistantMessage(
-            content=None if calls and not text else text, tool_calls=calls if calls else msgspec.UNSET
+            content=None if calls and not text else text,
+            reasoning_content=whole.reasoning or msgspec.UNSET,
+            tool_calls=calls or msgspec.UNSET,
         )
         return wire.ChatChoice(index, message, logprobs, "tool_calls" if calls else whole.finish_reason)
 
@@ -239,8 +257,11 @@ def wire_usage(usage: Usage) -> wire.Usage:
     )
 
 
-def _tool_parser(model: str, service: Service) -> ToolParserFactory:
-    name = service.dispatcher.able(model, frozenset({Capability.TOOLS}))[0].tool_parser
+def _tool_parser(model: str, service: Service) -> ToolParserFactory | None:
+    worker = service.dispatcher.able(model, frozenset({Capability.TOOLS}))[0]
+    if Capability.TOOL_CALLS in worker.info.capabilities:
+        return None
+    name = worker.tool_parser
     if name not in service.tool_parsers:
         raise Unsupported(
             f"Model {model!r} writes tool calls in no form that is known here. Configure the worker's tool_parser.",
@@ -260,8 +281,6 @@ def _refuse_unknown_ways(request: wire.ChatCompletionRequest) -> None:
         raise Unsupported(
             "A request cannot bring its own chat_template; the server's config can.", param="chat_template"
         )
-    if request.tools and request.tool_choice not in (None, "auto", "none"):
-        raise Unsupported("Only the tool_choice 'auto' and 'none' are supported.", param="tool_choice")
     if request.continue_final_message and request.messages[-1].role != "assistant":
         raise InvalidRequest("continue_final_message needs a last message of the assistant.", param="messages")
 
@@ -274,6 +293,17 @@ def _tools(request: wire.ChatCompletionRequest, limit: int) -> tuple[ToolSpec, .
     return tuple(
         ToolSpec(tool.function.name, tool.function.description, tool.function.parameters) for tool in request.tools
     )
+
+
+def _tool_choice(request: wire.ChatCompletionRequest) -> str | None:
+    """As the contract has it."""
+    match request.tool_choice:
+        case wire.NamedToolChoice(function=function):
+            return function.name
+        case "required":
+            return ""
+        case _:
+            return None
 
 
 _ROLES = MappingProxyType({"developer": "system", "function": "tool"})

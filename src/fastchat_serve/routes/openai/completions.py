@@ -91,7 +91,7 @@ def _generate_requests(
 ) -> list[GenerateRequest]:
     """One request of the contract per choice, prompt by prompt. Raises `InvalidRequest` kinds."""
     limits, n = service.limits, request.n or 1
-    advised = service.dispatcher.able(request.model)[0].info.sampling
+    worker = service.dispatcher.able(request.model)[0]
     if request.suffix:
         raise Unsupported("suffix is not supported: no engine here fills in the middle.", param="suffix")
     if request.logprobs is not None and request.logprobs > limits.max_logprobs:
@@ -102,7 +102,7 @@ def _generate_requests(
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0 and not request.echo:
         raise InvalidRequest("max_tokens 0 makes sense only together with echo.", param="max_tokens")
-    sampling = sampling_params(request, limits, max_tokens, advised)
+    sampling = sampling_params(request, limits, max_tokens, worker.info.sampling)
     echo_logprobs = request.logprobs if request.echo else None
     return [
         GenerateRequest(
@@ -114,6 +114,7 @@ def _generate_requests(
             echo=bool(request.echo),
             constraint=constraint(None, request.structured_outputs),
             priority=request.priority or 0,
+            adapter=request.model if request.model in worker.adapters else None,
             tenant=tenant,
         )
         for number in range(len(prompts) * n)

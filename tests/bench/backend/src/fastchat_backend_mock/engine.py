@@ -15,10 +15,7 @@ from fastchat_backend_mock.knobs import Knobs
 from fastchat_backend_mock.tokens import PROMPT_TOKENS, TOKENS, stamp, whole
 from fastchat_serve import (
     Capability,
-    ChatPrompt,
     Chunk,
-    Embeddings,
-    EmbedRequest,
     EngineError,
     EngineInfo,
     EngineLoad,
@@ -26,7 +23,6 @@ from fastchat_serve import (
     Handle,
     InvalidRequest,
     Sink,
-    TextPrompt,
     Unsupported,
     Usage,
     pull,
@@ -51,7 +47,9 @@ class MockEngine:
         self._arrived: list[_Stream] = []
         self.fatal_error: BaseException | None = None
         self.info = EngineInfo(
-            context_length=1 << 20, capabilities=frozenset({Capability.GENERATE, Capability.CHAT}), fingerprint="mock"
+            context_length=1 << 20,
+            capabilities=frozenset({Capability.GENERATE, Capability.TEXT_PROMPT, Capability.CHAT}),
+            fingerprint="mock",
         )
 
     async def __aenter__(self) -> Self:
@@ -74,18 +72,6 @@ class MockEngine:
 
     def current_load(self) -> EngineLoad:
         return EngineLoad(running=len(self._streams))
-
-    async def render(self, prompt: ChatPrompt) -> str:
-        return "\n".join(message.text for message in prompt.messages)
-
-    async def embed(self, request: EmbedRequest) -> Embeddings:
-        raise NotImplementedError
-
-    async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        raise NotImplementedError
 
     def _admit(self) -> None:
         """Begin with all requests that came within one turn of the loop."""
