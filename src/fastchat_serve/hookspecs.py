@@ -15,7 +15,7 @@ from typing import Protocol
 import pluggy
 from msgspec import Struct
 
-from fastchat_serve.engine import Engine
+from fastchat_serve.engine import Capability, Engine
 from fastchat_serve.policy import Policy
 from fastchat_serve.text.tools import ToolParser
 
@@ -68,12 +68,21 @@ EngineFactory = Callable[[EngineSetup], Engine]
 
 
 class RegisterEngine(Protocol):
-    def __call__(self, name: str, factory: EngineFactory, *, contract: int, options: type[Struct] = NoOptions) -> None:
+    def __call__(
+        self,
+        name: str,
+        factory: EngineFactory,
+        *,
+        contract: int,
+        options: type[Struct] = NoOptions,
+        capabilities: frozenset[Capability] = frozenset(),
+    ) -> None:
         """Offer `factory` as ``backend = name``.
 
         `contract` is the number of the contract the backend was written for (`engine.CONTRACT` of that
         time). `options` is a frozen Struct with ``forbid_unknown_fields=True``; its field docstrings and
-        `msgspec.Meta` make the errors and the JSON Schema of ``[worker.options]``.
+        `msgspec.Meta` make the errors and the JSON Schema of ``[worker.options]``. `capabilities` are the most
+        that its engines declare, whatever the model, for those who choose a backend; left out, nothing is promised.
         """
 
 

@@ -19,7 +19,7 @@ import pluggy
 from msgspec import Struct
 
 from fastchat_serve import hookspecs
-from fastchat_serve.engine import CONTRACT
+from fastchat_serve.engine import CONTRACT, Capability
 from fastchat_serve.errors import PluginError
 from fastchat_serve.hookspecs import GROUP, EngineFactory, NoOptions, ToolParserFactory
 from fastchat_serve.policy import Policy
@@ -40,6 +40,7 @@ class Backend(Struct, frozen=True):
     factory: EngineFactory
     options: type[Struct]
     contract: int
+    capabilities: frozenset[Capability] = frozenset()
 
 
 class PluginReport(Struct, frozen=True):
@@ -143,7 +144,12 @@ class Plugins:
         """What each hook is given."""
 
         def register_engine(
-            name: str, factory: EngineFactory, *, contract: int, options: type[Struct] = NoOptions
+            name: str,
+            factory: EngineFactory,
+            *,
+            contract: int,
+            options: type[Struct] = NoOptions,
+            capabilities: frozenset[Capability] = frozenset(),
         ) -> None:
             if contract not in ACCEPTED_CONTRACTS:
                 raise PluginError(
@@ -154,7 +160,7 @@ class Plugins:
                 raise PluginError(f"The options of engine {name!r} of {origin} are not a msgspec.Struct class.")
             if name in self.backends:
                 raise PluginError(f"Engine {name!r} of {origin} is registered already, by another plugin.")
-            self.backends[name] = Backend(name, factory, options, contract)
+            self.backends[name] = Backend(name, factory, options, contract, capabilities)
 
         def check_name(kind: str, name: str) -> None:
             if name.partition("/")[0] != plugin:

@@ -36,13 +36,22 @@ from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.metrics import Metrics
 from fastchat_serve.watchdog import Watchdog
 from tests.conftest import ECHO, Serving
+from tests.docs.backends_here import REPOSITORY, backends
+from tests.docs.capability_table import PAGE as CAPABILITIES
+from tests.docs.capability_table import page as capabilities
 
-REPOSITORY = Path(__file__).parents[2]
 SOURCES = Path(fastchat_serve.__file__).parent
 MANUAL = SOURCES / "docs"
 README = REPOSITORY / "README.md"
 PAGES = {page.stem: page for page in sorted(MANUAL.glob("*.md"))}
-DOCUMENTS = [README, REPOSITORY / "CHANGELOG.md", *PAGES.values()]
+BACKENDS = backends()
+PLUGINS = sorted((REPOSITORY / "plugins").glob("fastchat-backend-*"))
+DOCUMENTS = [
+    README,
+    REPOSITORY / "CHANGELOG.md",
+    *(folder / "README.md" for folder in PLUGINS),
+    *PAGES.values(),
+]
 
 TABLES: dict[str, type[Struct]] = {
     "Top level": config.Tables,
@@ -70,6 +79,11 @@ class Block(Struct, frozen=True):
         return f"{self.file}:{self.line}"
 
 
+def name_of(document: Path) -> str:
+    """The README and the pages are known by their names; those of plugins by their folder's as well."""
+    return f"{document.parent.name}/{document.name}" if document.parent in PLUGINS else document.name
+
+
 def blocks(*languages: str) -> list[Block]:
     """The fenced blocks of all documents in these languages."""
     found = []
@@ -77,7 +91,7 @@ def blocks(*languages: str) -> list[Block]:
         text = document.read_text(encoding="utf-8")
         for fence in re.finditer(r"^```(\w*) *(.*)\n((?s:.*?))^```$", text, re.MULTILINE):
             line = text.count("\n", 0, fence.start()) + 1
-            found.append(Block(document.name, line, fence[1], fence[2], fence[3]))
+            found.append(Block(name_of(document), line, fence[1], fence[2], fence[3]))
     return [block for block in found if block.language in languages]
 
 
@@ -141,24 +155,42 @@ def test_every_echo_option_is_documented_with_its_default() -> None:
     assert_documents(PAGES["echo"].read_text(), EchoOptions)
 
 
-def test_every_hf_option_is_documented_with_its_default(hf_options: type[Struct]) -> None:
-    assert_documents(sections("hf")["Options"], hf_options)
+@pytest.mark.parametrize("name", BACKENDS.keys() - {"echo"})
+def test_every_backend_has_a_page_with_every_option_and_its_default(name: str) -> None:
+    assert_documents(sections(name)["Options"], BACKENDS[name].options)
 
 
-def test_every_quantization_is_documented(hf_options: type[Struct]) -> None:
-    names = get_args(sys.modules[hf_options.__module__].Quantization)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_tells_what_its_engines_can_do(name: str) -> None:
+    assert BACKENDS[name].capabilities
+
+
+def test_the_table_of_capabilities_is_that_of_the_code() -> None:
+    assert CAPABILITIES.read_text(encoding="utf-8") == capabilities(), "python -m tests.docs.capability_table"
+
+
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
+def test_every_backend_has_a_readme_with_one_config(folder: Path) -> None:
+    shown = re.findall(r"^```toml\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+    assert len(shown) == 1
+
+
+def test_every_quantization_is_documented() -> None:
+    names = get_args(sys.modules[BACKENDS["hf"].options.__module__].Quantization)
 
     assert set(rows(sections("hf")["Quantisation and adapters"])) == set(names)
 
 
-def test_every_hook_is_a_section_with_its_signature() -> None:
+def test_every_hook_is_a_page_with_its_signature() -> None:
     hooks = [name for name, hook in vars(hookspecs).items() if hasattr(hook, f"{hookspecs.GROUP}_spec")]
-    documented = sections("hooks")
 
-    assert set(hooks) == set(documented)
     for hook in hooks:
         kind = getattr(hookspecs, hook).__annotations__["register"]
-        assert f"`{hook}(register: {kind}) -> None`" in documented[hook]
+        page = PAGES[hook].read_text()
+        assert page.startswith(f"# {hook}\n")
+        assert f"`{hook}(register: {kind}) -> None`" in page
+        assert f"({hook}.md)" in PAGES["hooks"].read_text()
 
 
 def test_every_command_is_on_the_terminal_page_and_in_the_readme(commands: dict[str, str]) -> None:
@@ -233,12 +265,12 @@ def test_every_request_field_is_on_the_api_page() -> None:
 
 
 def test_the_index_links_every_page() -> None:
-    linked = re.findall(r"\((\w+)\.md\)", PAGES["index"].read_text())
+    linked = re.findall(r"\(([\w-]+)\.md\)", PAGES["index"].read_text() + PAGES["hooks"].read_text())
 
-    assert sorted(linked) == sorted(PAGES.keys() - {"index"})
+    assert set(linked) == PAGES.keys() - {"index"}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_page_has_one_title_and_only_links_that_resolve(document: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
@@ -258,16 +290,15 @@ def slugs(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("toml") if not block.about], ids=str)
-def test_every_config_shown_can_be_loaded(block: Block, tmp_path: Path, hf_options: type[Struct]) -> None:
-    options: dict[str, type[Struct]] = {"echo": EchoOptions, "hf": hf_options}
+def test_every_config_shown_can_be_loaded(block: Block, tmp_path: Path) -> None:
     (tmp_path / "shown.toml").write_text(block.text)
     environ = dict.fromkeys(re.findall(r"\$\{(\w+)", block.text), "a-value")
 
     loaded = load_config(tmp_path / "shown.toml", environ=environ)
 
     for index, worker in enumerate(loaded.worker):
-        if worker.backend in options:
-            convert_options(loaded, index, options[worker.backend])
+        if worker.backend in BACKENDS:
+            convert_options(loaded, index, BACKENDS[worker.backend].options)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
@@ -335,13 +366,13 @@ def test_the_changelog_begins_with_what_is_unreleased() -> None:
     assert headings[0] == "[Unreleased]"
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("python") if block.file == "hooks.md"], ids=str)
+@pytest.mark.parametrize("block", [block for block in blocks("python") if block.file.startswith("register_")], ids=str)
 def test_every_example_of_a_hook_is_a_plugin_that_loads(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = re.search(r'    register\("([\w-]+)"', block.text)
     assert named is not None
-    name, module = named[1], f"example_of_a_hook_{block.line}"
+    name, module = named[1], f"example_of_{block.file.removesuffix('.md')}"
     (tmp_path / f"{module}.py").write_text(block.text)
     install(tmp_path, "an-example", {name: module}, monkeypatch)
     plugins = Plugins()
@@ -450,15 +481,6 @@ async def demo_and_echo(serving: Serving) -> AsyncIterator[str]:
     """The URL of a server that has the models of the manual, played by the echo engine."""
     async with serving(ECHO.replace('["echo"]', '["echo", "demo"]')) as server:
         yield server.url
-
-
-@pytest.fixture
-def hf_options(monkeypatch: pytest.MonkeyPatch) -> type[Struct]:
-    """The options of the hf backend, which need not be installed for this."""
-    monkeypatch.syspath_prepend(REPOSITORY / "plugins/fastchat-backend-hf/src")
-    from fastchat_backend_hf.options import HfOptions
-
-    return HfOptions
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,8 @@ class EchoOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("echo", _open, contract=CONTRACT, options=EchoOptions)
+    most = _capabilities(EchoOptions(split="byte"))
+    register("echo", _open, contract=CONTRACT, options=EchoOptions, capabilities=most)
 
 
 def _open(setup: EngineSetup) -> EchoEngine:

@@ -4,9 +4,12 @@ Light on purpose: torch and transformers are imported when an engine is opened.
 """
 
 from fastchat_backend_hf.options import HfOptions
-from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
+from fastchat_serve import Capability, Engine, EngineSetup, RegisterEngine, hookimpl
 
-__all__ = ["HfOptions", "open_hf", "register_engines"]
+__all__ = ["CAPABILITIES", "HfOptions", "open_hf", "register_engines"]
+
+CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS}
+"""Those of a decoder-only model whose chat template has tools."""
 
 
 def open_hf(setup: EngineSetup) -> Engine:
@@ -18,4 +21,4 @@ def open_hf(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("hf", open_hf, contract=1, options=HfOptions)
+    register("hf", open_hf, contract=1, options=HfOptions, capabilities=CAPABILITIES)
