@@ -1,0 +1,233 @@
+"""From options to a model that is ready to step, with errors that say what to change. Runs on the engine's thread."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import mlx.core as mx
+import mlx_lm
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
+from tokenizers import Tokenizer
+
+from fastchat_backend_mlx.checkpoint import advised_sampling, context_length, find_folder, fingerprint
+from fastchat_backend_mlx.generation import Generation
+from fastchat_backend_mlx.options import MlxOptions, in_bytes
+from fastchat_backend_mlx.prefixes import Prefixes
+from fastchat_backend_mlx.prompts import Prompts
+from fastchat_backend_mlx.vocabulary import Vocabulary
+from fastchat_serve import (
+    FULL_SAMPLING,
+    Capability,
+    ConfigError,
+    EngineInfo,
+    EngineSetup,
+    SamplingParams,
+    StartupError,
+)
+from fastchat_serve.text import ChatTemplate
+
+__all__ = ["LoadedModel", "clear_memory", "load"]
+
+_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
+
+_FALLBACK_CONTEXT = 4096
+"""For models that state no limit, as recurrent ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """All that an engine runs on."""
+
+    info: EngineInfo
+    prompts: Prompts
+    generation: Generation
+
+
+def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
+    """Load `setup.model`. Raises `StartupError`."""
+    folder = find_folder(
+        setup.model, revision=options.revision, with_code=options.trust_remote_code, progress=setup.progress
+    )
+    setup.progress("loading weights")
+    model, wrapper, config = _load(folder, options)
+    setup.progress("checking the model")
+    tokenizer = _tokenizer(wrapper)
+    vocabulary = Vocabulary(tokenizer, _vocabulary_size(model))
+    notes: list[str] = []
+    if options.trust_remote_code:
+        notes.append("Python code that came with the model may run here (trust_remote_code)")
+    length = _context_length(config, options, wrapper.model_max_length, notes)
+    source = _template_source(options, wrapper)
+    template = _chat_template(source, options, wrapper) if source else None
+    dtype = _dtype(model)
+    device = str(mx.default_device().type).removeprefix("DeviceType.")
+    info = EngineInfo(
+        context_length=length,
+        capabilities=_capabilities(template),
+        dtype=dtype,
+        device=device,
+        fingerprint=fingerprint(
+            [folder, *([options.adapter] if options.adapter is not None else [])], "mlx", dtype, device, source or ""
+        ),
+        sampling=advised_sampling(folder) if options.generation_config else SamplingParams(),
+        tool_parser=template.tool_parser if template is not None else "",
+        notes=tuple(notes),
+    )
+    prompts = Prompts(
+        vocabulary,
+        template,
+        context_length=length,
+        end_ids=frozenset(wrapper.eos_token_ids),
+        empty_prompt_id=wrapper.bos_token_id,
+    )
+    generation = Generation(
+        model,
+        vocabulary,
+        max_batch=options.max_batch,
+        prefill_batch=options.prefill_batch,
+        prefill_tokens=options.prefill_tokens,
+        prefixes=Prefixes(in_bytes(options.prefix_cache_bytes)),
+    )
+    return LoadedModel(info, prompts, generation)
+
+
+def clear_memory() -> None:
+    """Give back what a model that nobody refers to any more took."""
+    gc.collect()
+    mx.clear_cache()
+
+
+# -------------------------------------------------------------------------------------------- model
+
+
+def _load(folder: Path, options: MlxOptions) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, its tokenizer in mlx-lm's wrapper, and its config."""
+    code = options.trust_remote_code
+    with _told("the model cannot be loaded"):
+        model, wrapper, config = mlx_lm.load(
+            str(folder),
+            tokenizer_config={"trust_remote_code": code},
+            lazy=True,
+            return_config=True,
+            trust_remote_code=code,
+        )
+    if options.adapter is not None:
+        with _told("the adapter cannot be loaded"):
+            model = mlx_lm.utils.load_adapters(model, str(options.adapter))
+            model.eval()
+    if options.dtype != "auto":
+        model.set_dtype(getattr(mx, options.dtype))
+    _merge_adapter(model)
+    with _told("the model's weights cannot be read"):
+        mx.eval(model.parameters())
+    return model, wrapper, config
+
+
+@contextlib.contextmanager
+def _told(problem: str) -> Iterator[None]:
+    """Turn whatever a broken or missing file leads to into a `StartupError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise StartupError(f"{problem}: {reason}") from error
+
+
+def _merge_adapter(model: Any) -> None:
+    """Into weights that are not quantised; rounding a sum to a few bits could swallow the adapter."""
+    merged = [
+        (name, layer.fuse())
+        for name, layer in model.named_modules()
+        if hasattr(layer, "fuse") and "scales" not in getattr(layer, "linear", {})
+    ]
+    if merged:
+        model.update_modules(tree_unflatten(merged))
+
+
+def _vocabulary_size(model: Any) -> int:
+    """How many logits the model gives, seen from a pass of one token. Raises `StartupError` if it cannot be batched."""
+    cache = make_prompt_cache(model)
+    alone = sorted({type(layer).__name__ for layer in cache if not hasattr(layer, "merge")})
+    if alone:
+        raise StartupError(f"mlx-lm cannot batch this model: it has no batched form of {', '.join(alone)}")
+    with _told("the model does not run"):
+        logits = model(mx.array([[0]]), cache=cache)
+        mx.eval(logits)
+    return int(logits.shape[-1])
+
+
+def _dtype(model: Any) -> str:
+    """Of the weights that are not quantised, hence of the computation."""
+    found = {value.dtype for _, value in tree_flatten(model.parameters()) if mx.issubdtype(value.dtype, mx.floating)}
+    return "+".join(sorted(str(dtype).removeprefix("mlx.core.") for dtype in found))
+
+
+# ---------------------------------------------------------------------------------------- tokenizer
+
+
+def _tokenizer(wrapper: Any) -> Tokenizer:
+    """The library's own tokenizer. What it would cut or fill up, `Prompts` decides."""
+    tokenizer = getattr(wrapper, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise StartupError("the model's tokenizer has no fast form (tokenizer.json), which streaming needs")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _template_source(options: MlxOptions, wrapper: Any) -> str | None:
+    """The configured chat template, otherwise the model's own, if any."""
+    if options.chat_template is not None:
+        try:
+            return options.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"no such chat template file: {options.chat_template} ({error})") from error
+    source: str | Mapping[str, str] | None = wrapper.chat_template
+    return source.get("default") if isinstance(source, Mapping) else source
+
+
+def _chat_template(source: str, options: MlxOptions, wrapper: Any) -> ChatTemplate:
+    special = {name: token for name, token in wrapper.special_tokens_map.items() if isinstance(token, str)}
+    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
+    return ChatTemplate(source, special_tokens=special, options=variables)
+
+
+# --------------------------------------------------------------------------------------------- info
+
+
+def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
+    can = {
+        Capability.GENERATE,
+        Capability.TEXT_PROMPT,
+        Capability.TOKEN_PROMPT,
+        Capability.TOKENIZE,
+        Capability.TOKEN_IDS,
+        Capability.ECHO,
+        Capability.LOGPROBS,
+        Capability.PROMPT_LOGPROBS,
+        Capability.SEED,
+        Capability.RESUME_GREEDY,
+        Capability.RESUME_SAMPLED,
+        *FULL_SAMPLING,
+    }
+    if template is not None:
+        can |= {Capability.CHAT, Capability.RENDER}
+        if template.supports_tools:
+            can.add(Capability.TOOLS)
+    return frozenset(can)
+
+
+def _context_length(config: dict[str, Any], options: MlxOptions, tokenizer_limit: int, notes: list[str]) -> int:
+    limit, wanted = context_length(config, tokenizer_limit), options.context_length
+    if wanted is not None and limit is not None and wanted > limit:
+        notes.append(f"context_length = {wanted} is over the {limit} tokens that the model's config states")
+    if wanted is None and limit is None:
+        notes.append(f"the model states no context length; {_FALLBACK_CONTEXT} is assumed")
+    return wanted or limit or _FALLBACK_CONTEXT
