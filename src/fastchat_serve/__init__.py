@@ -3,6 +3,7 @@
 Plugin authors need these and `fastchat_serve.text`, which has what engines share.
 """
 
+from fastchat_serve.config import Secret
 from fastchat_serve.engine import (
     CONTRACT,
     FULL_SAMPLING,
@@ -114,6 +115,7 @@ __all__ = [
     "RegisterToolParser",
     "Renders",
     "SamplingParams",
+    "Secret",
     "ServeError",
     "Sink",
     "StartupError",
