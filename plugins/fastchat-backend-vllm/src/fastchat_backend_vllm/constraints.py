@@ -1,0 +1,101 @@
+"""Constraints in vLLM's form, and how large they may be.
+
+vLLM compiles them in the engine's process, without a limit on time or memory, so what is too large is refused before.
+Whether they are valid, vLLM's own checks say: see `Prompts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from fastchat_serve import Choice, Constraint, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex
+
+__all__ = ["structured_outputs"]
+
+_MOST_CHARACTERS = 65_536
+"""Of a schema or grammar as text, or of all choices together."""
+_MOST_REGEX_CHARACTERS = 8_192
+_MOST_NESTING = 64
+"""Brackets within brackets, of a regular expression or grammar: the compilers recurse."""
+_MOST_REPEATS = 10_000
+"""Of one counted repetition, and of those within each other together. Compilers write some of them out."""
+
+_COUNTED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_BRACES = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+
+
+def structured_outputs(constraint: Constraint) -> dict[str, Any]:
+    """The arguments of vLLM's ``StructuredOutputsParams``. Raises `InvalidRequest` for one that is too large."""
+    if isinstance(constraint, JsonObject):
+        return {"json_object": True}
+    if isinstance(constraint, JsonSchema):
+        return {"json": _schema(constraint.schema)}
+    if isinstance(constraint, Regex):
+        _check_length(constraint.pattern, _MOST_REGEX_CHARACTERS, "regular expression", "regex")
+        _check_expression(constraint.pattern, "regular expression", "regex")
+        return {"regex": constraint.pattern}
+    if isinstance(constraint, Grammar):
+        _check_length(constraint.ebnf, _MOST_CHARACTERS, "grammar", "grammar")
+        _check_expression(constraint.ebnf, "grammar", "grammar")
+        return {"grammar": constraint.ebnf}
+    return {"choice": _choices(constraint)}
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    try:
+        text = msgspec.json.encode(schema).decode()
+    except (RecursionError, ValueError, TypeError) as error:
+        raise InvalidRequest("The JSON schema is nested too deeply, or is no JSON.", param="response_format") from error
+    _check_length(text, _MOST_CHARACTERS, "JSON schema", "response_format")
+    _check_schema(schema, "response_format")
+    return text
+
+
+def _check_schema(schema: Any, param: str) -> None:
+    """Bounds of counts and of the expressions in a schema, wherever they are in it."""
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Mapping):
+            for name in _COUNTED:
+                count = node.get(name)
+                if isinstance(count, int | float) and count > _MOST_REPEATS:
+                    raise InvalidRequest(f"{name} must be at most {_MOST_REPEATS}.", param=param)
+            pattern = node.get("pattern")
+            if isinstance(pattern, str):
+                _check_length(pattern, _MOST_REGEX_CHARACTERS, "pattern", param)
+                _check_expression(pattern, "pattern", param)
+            pending.extend(node.values())
+        elif isinstance(node, list | tuple):
+            pending.extend(node)
+
+
+def _choices(constraint: Choice) -> list[str]:
+    options: Sequence[str] = constraint.options
+    if not options or not all(options):
+        raise InvalidRequest("Give at least one choice, and no empty one.", param="choice")
+    _check_length("".join(options), _MOST_CHARACTERS, "choice", "choice")
+    return list(options)
+
+
+def _check_length(text: str, most: int, what: str, param: str) -> None:
+    if len(text) > most:
+        raise InvalidRequest(f"The {what} has {len(text)} characters; {most} are the most.", param=param)
+
+
+def _check_expression(text: str, what: str, param: str) -> None:
+    """How deep brackets are nested, and how much repetitions multiply. Escapes and sets only make this stricter."""
+    depth = 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if depth > _MOST_NESTING:
+            raise InvalidRequest(f"The {what} is nested deeper than {_MOST_NESTING} brackets.", param=param)
+    product = 1
+    for low, high in _BRACES.findall(text):
+        product *= max(int(low or 0), int(high or 0), 1)
+        if product > _MOST_REPEATS:
+            raise InvalidRequest(f"The {what} repeats more than {_MOST_REPEATS} times in all.", param=param)

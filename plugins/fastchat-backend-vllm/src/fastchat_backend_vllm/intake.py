@@ -1,0 +1,123 @@
+"""From a request to one that vLLM's processes take, checked by vLLM's own validators. Runs on threads of its own.
+
+vLLM would make these checks on the event loop, where compiling a client's schema would hold up everyone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from fastchat_backend_vllm.answer import Answer
+from fastchat_backend_vllm.constraints import structured_outputs
+from fastchat_backend_vllm.prompts import Prompts, check_text
+from fastchat_backend_vllm.sampling import sampling_arguments
+from fastchat_backend_vllm.vocabulary import Vocabulary
+from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, PromptEcho, Regex
+from fastchat_serve.text import AnswerText
+
+__all__ = ["Intake", "Job", "salt"]
+
+
+class Job(NamedTuple):
+    """What is to be done for a request."""
+
+    answer: Answer
+    core: Any
+    """vLLM's ``EngineCoreRequest``; None if nothing has to be computed."""
+    only_scores: bool
+    """The prompt's log-probabilities are wanted and no answer, of which vLLM draws at least one token."""
+
+
+class Intake:
+    """Prepares requests for one engine."""
+
+    def __init__(
+        self,
+        processor: Any,
+        tasks: tuple[str, ...],
+        prompts: Prompts,
+        vocabulary: Vocabulary,
+        *,
+        end_ids: frozenset[int],
+        adapters: dict[str, LoRARequest],
+    ) -> None:
+        """`processor` is vLLM's ``InputProcessor``, `tasks` what its engine supports; `end_ids` end every answer."""
+        self._processor, self._tasks = processor, tasks
+        self._prompts, self._vocabulary = prompts, vocabulary
+        self._end_ids, self._adapters = end_ids, adapters
+
+    def job(self, request: GenerateRequest) -> Job:
+        """Raises `InvalidRequest`."""
+        text, prompt = self._prompts.text_and_ids(request.prompt)
+        params = request.sampling
+        for name, ids in (
+            ("logit_bias", params.logit_bias or ()),
+            ("stop_token_ids", params.stop_token_ids),
+            ("resume_token_ids", request.resume_token_ids),
+        ):
+            self._vocabulary.check_ids(name, ids)
+        limit = self._prompts.limit(request, len(prompt))
+        resumed = bool(request.resume_token_ids)
+        echoes = (request.echo or request.prompt_logprobs is not None) and not resumed
+        shown = self._prompts.text(prompt) if echoes and text is None else text or ""
+        answer = Answer(
+            request,
+            self._vocabulary,
+            prompt=prompt,
+            text=AnswerText(self._vocabulary.tokenizer, prompt_ids=prompt, stops=params.stop),
+            limit=limit,
+            end_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids),
+            echo=PromptEcho(shown, tuple(prompt)) if echoes else None,
+        )
+        only_scores = answer.finish_reason is not None and request.prompt_logprobs is not None and not resumed
+        arguments = sampling_arguments(request, limit=limit)
+        if answer.finish_reason is not None and not only_scores:
+            return Job(answer, None, only_scores)
+        return Job(answer, self._core(request, prompt, arguments), only_scores)
+
+    def _core(self, request: GenerateRequest, prompt: list[int], arguments: dict[str, Any]) -> Any:
+        try:
+            params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA, skip_clone=True)
+            if request.constraint is not None:
+                params.structured_outputs = _structured_outputs(request.constraint)
+            return self._processor.process_inputs(
+                request.id,
+                tokens_input([*prompt, *request.resume_token_ids], cache_salt=salt(request.tenant, request.adapter)),
+                params,
+                self._tasks,
+                lora_request=None if request.adapter is None else self._adapters[request.adapter],
+                priority=request.priority,
+            )
+        except VLLMClientError as error:
+            raise _invalid(error, request) from error
+        except ValueError as error:  # some of its checks raise no narrower type
+            raise InvalidRequest("vLLM does not take these parameters together.") from error
+
+
+def salt(tenant: str, adapter: str | None) -> str:
+    """What vLLM's prefix cache keeps apart: nobody finds, or times, what another client's requests left there."""
+    return f"{tenant}\n{adapter or ''}"
+
+
+def _structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
+    texts = {Regex: "pattern", Grammar: "ebnf"}
+    if (field := texts.get(type(constraint))) is not None:
+        check_text(getattr(constraint, field), "constraint")
+    if isinstance(constraint, Choice):
+        for option in constraint.options:
+            check_text(option, "choice")
+    return StructuredOutputsParams(**structured_outputs(constraint))
+
+
+def _invalid(error: VLLMClientError, request: GenerateRequest) -> InvalidRequest:
+    """vLLM's reason, which repeats what the client sent and nothing of ours."""
+    reason = str(error).split("\n", 1)[0][:300]
+    if request.constraint is not None and getattr(error, "parameter", None) is None:
+        return InvalidRequest(f"The constraint is not one that this engine can keep to. {reason}")
+    return InvalidRequest(reason, param=getattr(error, "parameter", None))
