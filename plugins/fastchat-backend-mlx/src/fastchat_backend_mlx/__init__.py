@@ -3,10 +3,11 @@
 Light on purpose: mlx is imported when an engine is opened.
 """
 
+from fastchat_backend_mlx.capabilities import CAPABILITIES
 from fastchat_backend_mlx.options import MlxOptions
 from fastchat_serve import Engine, EngineSetup, RegisterEngine, StartupError, hookimpl
 
-__all__ = ["MlxOptions", "open_mlx", "register_engines"]
+__all__ = ["CAPABILITIES", "MlxOptions", "open_mlx", "register_engines"]
 
 
 def open_mlx(setup: EngineSetup) -> Engine:
@@ -24,4 +25,4 @@ def open_mlx(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("mlx", open_mlx, contract=1, options=MlxOptions)
+    register("mlx", open_mlx, contract=1, options=MlxOptions, capabilities=CAPABILITIES)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastchat_serve import Chunk, FinishReason, GenerateRequest, PromptEcho, SamplingParams, TokenLogprob, Usage
-from fastchat_serve.text import AnswerText
+from fastchat_serve.text import AnswerText, Matcher
 
-__all__ = ["Answer", "ConstraintState", "Stream"]
+__all__ = ["Answer", "Stream"]
 
 
 class Stream(Protocol):
@@ -21,23 +21,6 @@ class Stream(Protocol):
     @property
     def aborted(self) -> bool:
         """Set on the event loop's thread; the answer is dropped before the next step."""
-        ...
-
-
-class ConstraintState(Protocol):
-    """How far an answer has come on its way through a constraint."""
-
-    @property
-    def complete(self) -> bool:
-        """Nothing more may follow."""
-        ...
-
-    def allowed(self) -> NDArray[np.uint32]:
-        """The tokens that may be drawn next, as bits: token *i* is bit ``i % 32`` of word ``i // 32``."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """`token` was drawn."""
         ...
 
 
@@ -56,8 +39,10 @@ class Answer:
     deadline: float | None
     """In seconds of `time.monotonic`."""
     stop_ids: frozenset[int]
-    constraint: ConstraintState | None
+    constraint: Matcher | None
     """Has accepted the resumed tokens."""
+    mask: NDArray[np.uint32] | None
+    """Room for what `constraint` allows."""
     echo: PromptEcho | None = None
     """To be sent with the first chunk."""
     scored: bool = True

@@ -19,7 +19,7 @@ import anyio.to_thread
 
 from fastchat_backend_mlx.failures import as_serve_error
 from fastchat_backend_mlx.generation import News
-from fastchat_backend_mlx.lanes import Lanes, length
+from fastchat_backend_mlx.lanes import Lanes, is_short
 from fastchat_backend_mlx.loading import LoadedModel, load
 from fastchat_backend_mlx.options import MlxOptions
 from fastchat_backend_mlx.stepper import Stepper
@@ -36,6 +36,7 @@ from fastchat_serve import (
     Sink,
     StartupError,
     TextPrompt,
+    TokenPrompt,
     Unavailable,
     pull,
 )
@@ -122,21 +123,25 @@ class MlxEngine:
             self._loop.call_soon(stream.end, self._dead())
             return stream
         self._streams.add(stream)
-        prepare = partial(self._prepare, request, stream, time.monotonic())
-        stream.preparation = self._preparing.submit(length(request.prompt), prepare)
+        stream.preparation = self._preparing.submit(
+            partial(self._prepare, request, stream, time.monotonic()),
+            quick=is_short(request.prompt) and request.constraint is None,  # which may have to be compiled
+        )
         return stream
 
     def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         return pull(self.start, request)
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        return tuple(await self._off_loop(length(prompt), partial(self._loaded.prompts.token_ids, prompt)))
+        work = partial(self._loaded.prompts.token_ids, prompt)
+        return tuple(await self._off_loop(work, quick=is_short(prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        return await self._off_loop(len(token_ids), partial(self._loaded.prompts.text, token_ids))
+        work = partial(self._loaded.prompts.text, token_ids)
+        return await self._off_loop(work, quick=is_short(TokenPrompt(token_ids)))
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(length(prompt), partial(self._loaded.prompts.render, prompt))
+        return await self._off_loop(partial(self._loaded.prompts.render, prompt), quick=is_short(prompt))
 
     def current_load(self) -> EngineLoad:
         model = self._loaded
@@ -213,8 +218,8 @@ class MlxEngine:
             logger.error("the engine's thread is stuck; its memory is not released")
         del self._stepper
 
-    async def _off_loop(self, length: int, work: Callable[[], _T]) -> _T:
-        return await asyncio.wrap_future(self._preparing.submit(length, work))
+    async def _off_loop(self, work: Callable[[], _T], *, quick: bool) -> _T:
+        return await asyncio.wrap_future(self._preparing.submit(work, quick=quick))
 
     @property
     def _loaded(self) -> LoadedModel:

@@ -16,22 +16,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 from tokenizers import Tokenizer
 
+from fastchat_backend_mlx.capabilities import CAPABILITIES
 from fastchat_backend_mlx.checkpoint import advised_sampling, context_length, find_folder, fingerprint
 from fastchat_backend_mlx.generation import Generation
 from fastchat_backend_mlx.options import MlxOptions, in_bytes
 from fastchat_backend_mlx.prefixes import Prefixes
 from fastchat_backend_mlx.prompts import Prompts
 from fastchat_backend_mlx.vocabulary import Vocabulary
-from fastchat_serve import (
-    FULL_SAMPLING,
-    Capability,
-    ConfigError,
-    EngineInfo,
-    EngineSetup,
-    SamplingParams,
-    StartupError,
-)
-from fastchat_serve.text import ChatTemplate
+from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve.text import ChatTemplate, Constraints
 
 __all__ = ["LoadedModel", "clear_memory", "load"]
 
@@ -80,11 +73,13 @@ def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
         tool_parser=template.tool_parser if template is not None else "",
         notes=tuple(notes),
     )
+    end_ids = frozenset(wrapper.eos_token_ids)
     prompts = Prompts(
         vocabulary,
         template,
+        Constraints(tokenizer, vocabulary_size=vocabulary.size, end_ids=end_ids),
         context_length=length,
-        end_ids=frozenset(wrapper.eos_token_ids),
+        end_ids=end_ids,
         empty_prompt_id=wrapper.bos_token_id,
     )
     generation = Generation(
@@ -203,25 +198,9 @@ def _chat_template(source: str, options: MlxOptions, wrapper: Any) -> ChatTempla
 
 
 def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
-    can = {
-        Capability.GENERATE,
-        Capability.TEXT_PROMPT,
-        Capability.TOKEN_PROMPT,
-        Capability.TOKENIZE,
-        Capability.TOKEN_IDS,
-        Capability.ECHO,
-        Capability.LOGPROBS,
-        Capability.PROMPT_LOGPROBS,
-        Capability.SEED,
-        Capability.RESUME_GREEDY,
-        Capability.RESUME_SAMPLED,
-        *FULL_SAMPLING,
-    }
-    if template is not None:
-        can |= {Capability.CHAT, Capability.RENDER}
-        if template.supports_tools:
-            can.add(Capability.TOOLS)
-    return frozenset(can)
+    if template is None:
+        return CAPABILITIES - {Capability.CHAT, Capability.RENDER, Capability.TOOLS}
+    return CAPABILITIES if template.supports_tools else CAPABILITIES - {Capability.TOOLS}
 
 
 def _context_length(config: dict[str, Any], options: MlxOptions, tokenizer_limit: int, notes: list[str]) -> int:

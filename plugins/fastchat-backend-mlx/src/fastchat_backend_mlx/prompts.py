@@ -20,7 +20,7 @@ from fastchat_serve import (
     TokenPrompt,
     Unsupported,
 )
-from fastchat_serve.text import AnswerText, ChatTemplate
+from fastchat_serve.text import AnswerText, ChatTemplate, Constraints, Matcher
 
 __all__ = ["Prompts"]
 
@@ -32,13 +32,14 @@ class Prompts:
         self,
         vocabulary: Vocabulary,
         template: ChatTemplate | None,
+        constraints: Constraints,
         *,
         context_length: int,
         end_ids: frozenset[int],
         empty_prompt_id: int | None,
     ) -> None:
         """`end_ids` end every answer; `empty_prompt_id` stands for a text without any token."""
-        self._vocabulary, self._template = vocabulary, template
+        self._vocabulary, self._template, self._constraints = vocabulary, template, constraints
         self._tokenizer = vocabulary.tokenizer
         self._context_length, self._end_ids, self._empty_prompt_id = context_length, end_ids, empty_prompt_id
         self._arrivals = itertools.count()
@@ -61,7 +62,8 @@ class Prompts:
             order=(request.priority, next(self._arrivals)),
             deadline=None if request.timeout_s is None else accepted + request.timeout_s,
             stop_ids=own_ends if params.ignore_eos else own_ends | self._end_ids,
-            constraint=None,
+            constraint=self._constraint(request),
+            mask=None if request.constraint is None else self._constraints.masks(1)[0],
             echo=PromptEcho(self.text(prompt) if text is None else text, tuple(prompt))
             if tells_prompt and not resumed
             else None,
@@ -123,6 +125,13 @@ class Prompts:
                 limit=self._context_length, prompt_tokens=prompt_tokens, max_tokens=least, param=param
             )
         return room if wanted is None else wanted
+
+    def _constraint(self, request: GenerateRequest) -> Matcher | None:
+        if request.constraint is None:
+            return None
+        matcher = self._constraints.compile(request.constraint, tenant=request.tenant)
+        matcher.accept_all(request.resume_token_ids)
+        return matcher
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         for id in ids:

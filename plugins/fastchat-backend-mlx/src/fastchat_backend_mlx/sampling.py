@@ -20,7 +20,7 @@ import numpy as np
 from mlx_lm.sample_utils import greedy_sampler
 from numpy.typing import NDArray
 
-from fastchat_backend_mlx.answers import Answer, ConstraintState
+from fastchat_backend_mlx.answers import Answer
 from fastchat_backend_mlx.uniform import uniform
 
 __all__ = ["Drawing", "Processor", "log_softmax"]
@@ -65,7 +65,8 @@ class Drawing:
         if not self._remembers:
             reported: NDArray[np.float32] = np.asarray(logprobs)
             return reported
-        return log_softmax(np.asarray(self._raw.popleft()))[0]
+        remembered: NDArray[np.float32] = log_softmax(np.asarray(self._raw.popleft()))[0]
+        return remembered
 
     # ------------------------------------------------------------------------------------- processors
 
@@ -106,15 +107,30 @@ class Drawing:
         return logits.at[:, stop_ids].add(-mx.inf) if position < self._params.min_tokens else logits
 
     def _constrain(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        constraint = self._answer.constraint
-        if constraint is None or self.failure is not None:
+        constraint, mask = self._answer.constraint, self._answer.mask
+        assert constraint is not None
+        assert mask is not None
+        if self.failure is not None:
             return logits
         try:
-            new, self._read = tokens[self._read :].tolist(), tokens.size
-            return _constrained(constraint, new, logits)
+            constraint.accept_all(tokens[self._read :].tolist())
+            self._read = tokens.size
+            if constraint.complete:  # what is drawn now is thrown away
+                return logits
+            constraint.write_mask(mask)
+            allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=logits.shape[1]).astype(np.bool_)
+            if tokens.size - len(self._answer.prompt) < self._params.min_tokens:
+                allowed = self._without_end(allowed)
+            return mx.where(mx.array(allowed), logits, -mx.inf)
         except Exception as error:  # this answer's own failure must not become that of the whole batch
             self.failure = error
             return logits
+
+    def _without_end(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The tokens that go on, if any does."""
+        going_on = allowed.copy()
+        going_on[list(self._answer.stop_ids)] = False
+        return going_on if going_on.any() else allowed
 
     # ---------------------------------------------------------------------------------------- sampler
 
@@ -151,16 +167,6 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     shifted = logits - logits.max(-1, keepdims=True)
     result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
-
-
-def _constrained(constraint: ConstraintState, new: list[int], logits: mx.array) -> mx.array:
-    for token in new:
-        constraint.accept(token)
-    if constraint.complete:  # what is drawn now is thrown away
-        return logits
-    words = constraint.allowed()
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=logits.shape[1])
-    return mx.where(mx.array(bits) > 0, logits, -mx.inf)
 
 
 def _occurrences(tokens: mx.array, logits: mx.array) -> mx.array:
