@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fastchat_backend_hf import fused as fused_module
 from fastchat_backend_hf import packed
-from fastchat_backend_hf.devices import has_fast_bfloat16
+from fastchat_backend_hf.devices import bfloat16_instructions
 from fastchat_backend_hf.fused import FusedLayer, fuse
 from fastchat_backend_hf.packed import PackedLinear
 
@@ -154,7 +154,7 @@ def test_fusing_holds_no_weights_twice() -> None:
 # ------------------------------------------------------------------------------------------- bfloat16
 
 
-needs_bfloat16 = pytest.mark.skipif(not has_fast_bfloat16(), reason="the processor has no bfloat16 instructions")
+needs_bfloat16 = pytest.mark.skipif(not bfloat16_instructions(), reason="the processor has no bfloat16 instructions")
 
 
 @needs_bfloat16
@@ -192,7 +192,7 @@ def test_weights_in_float32_are_not_packed() -> None:
 
 
 def test_nothing_is_packed_for_a_processor_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(packed, "bfloat16_instructions", lambda: None)
     model = made("Llama").bfloat16()
     assert fuse(model) == 4
     assert type(model.lm_head) is nn.Linear

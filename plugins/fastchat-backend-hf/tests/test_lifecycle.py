@@ -347,12 +347,12 @@ async def test_a_row_that_fails_alone_ends_alone_where_rows_have_own_passes(
         forward = SoloRunner._forward
         passes = 0
 
-        def fail_once(self: SoloRunner, tokens: Tensor, state: dict[str, Any]) -> Any:
+        def fail_once(self: SoloRunner, *args: Any) -> Any:
             nonlocal passes
             passes += 1
             if passes == 8:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward(self, tokens, state)
+            return forward(self, *args)
 
         monkeypatch.setattr(SoloRunner, "_forward", fail_once)
         got = await asyncio.gather(*(answer(engine, request) for request in requests), return_exceptions=True)

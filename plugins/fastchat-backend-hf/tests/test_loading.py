@@ -447,8 +447,8 @@ def test_devices_types_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert pick_device("cpu") == cpu
     assert pick_dtype("auto", torch.float32, cpu) == pick_dtype("auto", torch.float16, cpu) == torch.float32
-    for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(devices, "has_fast_bfloat16", lambda fast=fast: fast)
+    for fast, expected in ((None, torch.float32), ("AMX", torch.bfloat16)):
+        monkeypatch.setattr(devices, "bfloat16_instructions", lambda fast=fast: fast)
         assert pick_dtype("auto", torch.bfloat16, cpu) == expected
     assert pick_dtype("auto", torch.bfloat16, torch.device("cuda")) == torch.bfloat16
     assert pick_dtype("float16", torch.bfloat16, cpu) == torch.float16

@@ -10,6 +10,7 @@ import tiny_models
 import torch
 from hf_answers import Opened, answer, asking
 
+from fastchat_backend_hf.adapters import Adapters
 from fastchat_backend_hf.batching import _obstacle
 from fastchat_backend_hf.cells import _BlockLayer
 from fastchat_backend_hf.reading import Reading
@@ -128,7 +129,7 @@ def test_positions_that_depend_on_the_whole_pass_are_an_obstacle(rope_type: str,
 
 
 def test_a_row_that_goes_takes_along_what_it_has_computed() -> None:
-    runner = SoloRunner(tiny_models.llama(), budget_tokens=64)
+    runner = SoloRunner(tiny_models.llama(), budget_tokens=64, adapters=Adapters())
     for row in range(3):
         runner.join(Reading([row]))
         runner._passed.append(torch.tensor([float(row)]))  # as when their logits could not be stacked

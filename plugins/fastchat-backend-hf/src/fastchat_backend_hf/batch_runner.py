@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from fastchat_backend_hf.adapters import Adapters
 from fastchat_backend_hf.cache_names import cache_parameter
 from fastchat_backend_hf.cells import BlockCache, Cells, Layout
+from fastchat_backend_hf.devices import execution_device
 from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.kv import LEAST_COLUMNS, KvCache
 from fastchat_backend_hf.mixed_pass import MixedPass, PassBlock
@@ -31,8 +33,9 @@ _SCORE_BLOCK = 256
 
 
 class _Origin(NamedTuple):
-    """What of a row is kept for others, under which names."""
+    """What a row goes through, and what of it is kept for others under which names."""
 
+    adapter: str | None
     salt: tuple[str, ...] | None
     names: Sequence[bytes]
 
@@ -50,10 +53,12 @@ class BatchRunner:
         budget_tokens: int,
         share_prefixes: bool,
         attends: bool,
+        adapters: Adapters,
         least_columns: int = LEAST_COLUMNS,
     ) -> None:
         """`budget_tokens` is at least `max_columns`; `attends`: `model` takes its attention from `attention.py`."""
         self._model, self._layout, self._budget = model, layout, budget_tokens
+        self._adapters = adapters
         self._rows = KvCache(
             layout,
             max_rows=max_rows,
@@ -70,7 +75,7 @@ class BatchRunner:
         self._cache_parameter = cache_parameter(model)
         self._takes_positions = _takes(model, "position_ids") and _takes(model.base_model, "position_ids")
         self._keeps_logits = _takes(model, "logits_to_keep")
-        self._device = model.get_input_embeddings().weight.device
+        self._device = execution_device(model.get_input_embeddings())
 
     @property
     def used_fraction(self) -> float:
@@ -84,8 +89,8 @@ class BatchRunner:
     def open(self, context: Context) -> Reading:
         tokens = [*context.prompt, *context.answer][:-1]
         if self._prefixes is None or context.salt is None:
-            return Reading(tokens)
-        return Reading(tokens, context.salt, self._prefixes.names(context.salt, tokens))
+            return Reading(tokens, context.adapter)
+        return Reading(tokens, context.adapter, context.salt, self._prefixes.names(context.salt, tokens))
 
     def recall(self, reading: Reading) -> None:
         if self._prefixes is None or reading.done % BLOCK_TOKENS:
@@ -116,7 +121,7 @@ class BatchRunner:
         except Exception:
             self._keep_cells(reading, cells)
             raise
-        self._origins.append(_Origin(reading.salt, reading.names))
+        self._origins.append(_Origin(reading.adapter, reading.salt, reading.names))
 
     def close(self, reading: Reading) -> None:
         self._keep_cells(reading, None)
@@ -132,7 +137,8 @@ class BatchRunner:
         lengths = self._rows.place(self._device)
         mask = torch.arange(self._rows.width, device=self._device) <= lengths[:, None]
         inputs = torch.tensor(tokens, device=self._device)[:, None]
-        out = self._forward(self._model, inputs, lengths[:, None], self._rows, attention_mask=mask)
+        with self._adapters.chosen([[origin.adapter] for origin in self._origins], self._device):
+            out = self._forward(self._model, inputs, lengths[:, None], self._rows, attention_mask=mask)
         self._rows.advance()
         logits: Tensor = out.logits[:, -1]
         return logits
@@ -142,15 +148,18 @@ class BatchRunner:
         self._rows.extend()
         positions = [self._rows.place(self._device)]
         inputs = list(tokens)
+        adapters = [origin.adapter for origin in self._origins]
         placed = [PassBlock(self._cells(one), one.done, min(most, one.left)) for one, most in blocks]
         for block, (reading, _) in zip(placed, blocks, strict=True):
             inputs += reading.tokens[block.start : block.stop]
+            adapters += [reading.adapter] * block.count
             positions.append(torch.arange(block.start, block.stop, device=self._device))
         options: dict[str, Any] = {"mixed": MixedPass(self._rows, placed, self._device)}
         if blocks and self._keeps_logits:
             options["logits_to_keep"] = torch.arange(len(tokens), device=self._device)
         sequence = torch.tensor([inputs], device=self._device)
-        out = self._forward(self._model, sequence, torch.cat(positions), self._rows, **options)
+        with self._adapters.chosen([adapters], self._device):
+            out = self._forward(self._model, sequence, torch.cat(positions), self._rows, **options)
         for block, (reading, _) in zip(placed, blocks, strict=True):
             self._advance(reading, block.count)
         self._rows.advance()
@@ -158,7 +167,7 @@ class BatchRunner:
         return logits
 
     def keep(self, row: int, tokens: Sequence[int]) -> None:
-        salt, names = self._origins[row]
+        _, salt, names = self._origins[row]
         if self._prefixes is not None and salt is not None:
             names = self._prefixes.names(salt, tokens[: self._rows.lengths[row]], names)
             self._save(names, len(names), lambda start, stop: self._rows.copy_out(row, start, stop))
@@ -248,7 +257,8 @@ class BatchRunner:
         tokens = torch.tensor(rows, device=self._device)
         self._blocks.place(cells, start)
         try:
-            return self._forward(network, tokens, positions, self._blocks)
+            with self._adapters.chosen([[reading.adapter] * count for reading in readings], self._device):
+                return self._forward(network, tokens, positions, self._blocks)
         finally:
             self._blocks.place((), 0)  # whoever ends now gives its memory back
 

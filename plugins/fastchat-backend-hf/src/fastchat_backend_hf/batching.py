@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from fastchat_backend_hf.adapters import Adapters
 from fastchat_backend_hf.attention import use_own_attention
 from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.cache_names import cache_of
 from fastchat_backend_hf.cells import Layout
 from fastchat_backend_hf.checkpoint import Checkpoint
-from fastchat_backend_hf.devices import free_memory, parse_bytes
+from fastchat_backend_hf.devices import execution_device, free_memory, parse_bytes
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.reading import BLOCK_TOKENS
 from fastchat_backend_hf.runners import Block, Context, Runner
@@ -26,7 +27,7 @@ _HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
 
 
 def choose_runner(
-    checkpoint: Checkpoint, model: Any, options: HfOptions, context_length: int
+    checkpoint: Checkpoint, model: Any, adapters: Adapters, options: HfOptions, context_length: int
 ) -> tuple[Runner, int, list[str]]:
     """The runner for `model`, the context length that its cache can hold, and notes for the operator."""
     text_config = checkpoint.text_config
@@ -57,12 +58,14 @@ def choose_runner(
             budget_tokens=budget,
             share_prefixes=options.prefix_cache,
             attends=attends,
+            adapters=adapters,
         )
         return batch_runner, context_length, notes
     if checkpoint.kind == "encoder-decoder":
-        runner = EncoderDecoderRunner(model, budget_tokens=budget, prefix=_decoder_prefix(model))
+        prefix = _decoder_prefix(model)
+        runner = EncoderDecoderRunner(model, budget_tokens=budget, adapters=adapters, prefix=prefix)
         return runner, context_length, notes
-    return SoloRunner(model, budget_tokens=budget), context_length, notes
+    return SoloRunner(model, budget_tokens=budget, adapters=adapters), context_length, notes
 
 
 def _obstacle(text_config: Any, context_length: int) -> str | None:
@@ -100,8 +103,9 @@ def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     first, second = rows = [[(7 * i + 3) % vocabulary for i in range(6)], [(5 * i + 2) % vocabulary for i in range(3)]]
+    device = execution_device(model.get_input_embeddings())
     try:
-        alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=True) for row in rows]
+        alone = [model(input_ids=torch.tensor([row], device=device), use_cache=True) for row in rows]
         layout = Layout(cache_of(alone[0])[1])
         runner = BatchRunner(
             model,
@@ -111,6 +115,7 @@ def _trial(model: Any, *, attends: bool) -> tuple[Layout | None, str | None]:
             budget_tokens=16,
             share_prefixes=False,
             attends=attends,
+            adapters=Adapters(),
             least_columns=4,
         )
         reading = runner.open(Context(first[:-1], ()))
@@ -138,7 +143,7 @@ def _budget(options: HfOptions, model: Any, bytes_per_token: int, context_length
     elif options.kv_cache_bytes is not None:
         tokens = parse_bytes(options.kv_cache_bytes) // bytes_per_token
     else:
-        device = model.device
+        device = execution_device(model.get_input_embeddings())
         share = _HOST_SHARE if device.type == "cpu" else _DEVICE_SHARE
         tokens = int(free_memory(device) * share) // bytes_per_token
     if tokens < BLOCK_TOKENS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ import torch
 from fastchat_serve import StartupError
 
 __all__ = [
+    "bfloat16_instructions",
     "empty_cache",
+    "execution_device",
     "free_memory",
-    "has_fast_bfloat16",
     "parse_bytes",
     "pick_device",
     "pick_dtype",
@@ -53,14 +55,31 @@ def pick_dtype(name: str, stored: torch.dtype | None, device: torch.device) -> t
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cpu":
-        return torch.bfloat16 if stored is torch.bfloat16 and has_fast_bfloat16() else torch.float32
+        return torch.bfloat16 if stored is torch.bfloat16 and bfloat16_instructions() else torch.float32
     return stored if stored in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16: AVX512-BF16 or AMX."""
+def bfloat16_instructions() -> str | None:
+    """What this processor multiplies bfloat16 with, ``AMX`` or ``AVX512-BF16``; None: nothing that pays.
+
+    Not what the environment forbids oneDNN, which makes the products.
+    """
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    if capabilities.get("amx_bf16", False) and re.search("AMX|DEFAULT|ALL", limit.upper()):
+        return "AMX"
+    if capabilities.get("avx512_bf16", False) and re.search("BF16|FP16|AMX|AVX10|DEFAULT|ALL", limit.upper()):
+        return "AVX512-BF16"
+    return None
+
+
+def execution_device(module: Any) -> torch.device:
+    """Where `module` computes. accelerate may keep its weights elsewhere, and brings them there for a pass."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    found: torch.device = next(itertools.chain(module.parameters(), module.buffers())).device
+    return found
 
 
 def pick_threads(wanted: int) -> int:

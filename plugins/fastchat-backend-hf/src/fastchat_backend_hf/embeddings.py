@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastchat_backend_hf.devices import execution_device
 from fastchat_backend_hf.failures import as_serve_error, is_fatal
 
 __all__ = ["EmbedJob", "Embedder", "Pooling"]
@@ -42,7 +43,7 @@ class Embedder:
     def __init__(self, model: Any, pooling: Pooling, *, batch_tokens: int) -> None:
         """`batch_tokens` bounds a pass, padding included; a longer text has one to itself."""
         self._model, self._pooling, self._batch_tokens = model, pooling, batch_tokens
-        self._device = model.get_input_embeddings().weight.device
+        self._device = execution_device(model.get_input_embeddings())
         self._settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def advance(self, job: EmbedJob) -> bool:

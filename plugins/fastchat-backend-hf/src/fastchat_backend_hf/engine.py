@@ -38,6 +38,7 @@ from fastchat_serve import (
     EngineSetup,
     GenerateRequest,
     Handle,
+    InvalidRequest,
     ServeError,
     Sink,
     TextPrompt,
@@ -170,6 +171,7 @@ class HfEngine:
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:
         try:
+            self._check_adapter(request)
             sequence = self._loaded.prompts.sequence(request, stream, accepted)
         except Exception as error:  # the thread's boundary: whatever it was, the stream is told
             if not isinstance(error, ServeError):
@@ -177,6 +179,10 @@ class HfEngine:
             self._post_news([News(stream, ended=True, error=as_serve_error(error))])
         else:
             self._stepper.submit(sequence)
+
+    def _check_adapter(self, request: GenerateRequest) -> None:
+        if request.adapter is not None and request.adapter not in self.info.adapters:
+            raise InvalidRequest(f"This model has no adapter {request.adapter!r}.", param="model")
 
     # ------------------------------------------------------------------------------ from other threads
 

@@ -82,7 +82,7 @@ def fuse(model: Any) -> int:
 
 
 def _can_be_fused(layer: nn.Module) -> bool:
-    """Whether this is a layer of a known kind, on the CPU, and neither quantised, adapted, nor hooked by accelerate."""
+    """Whether this is a layer of a known kind, on the CPU, and neither quantised nor hooked by accelerate."""
     known = type(layer).__name__ in _NORMS and type(layer).__module__.startswith("transformers.models.")
     if not known or any(hasattr(module, "_hf_hook") for module in layer.modules()):
         return False

@@ -133,7 +133,9 @@ class Generation:
     def _admit(self) -> None:
         for sequence in self._scheduler.admit():
             salt = (sequence.request.tenant, sequence.request.adapter or "") if sequence.scored else None
-            sequence.reading = self._runner.open(Context(sequence.prompt, sequence.answer, salt))
+            sequence.reading = self._runner.open(
+                Context(sequence.prompt, sequence.answer, salt, sequence.request.adapter)
+            )
             sequence.prompt_logprobs.clear()
             self._scheduler.reading.append(sequence)
 

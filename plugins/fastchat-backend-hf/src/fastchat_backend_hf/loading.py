@@ -19,10 +19,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from fastchat_backend_hf.adapters import Adapters, adapt
 from fastchat_backend_hf.batching import choose_runner
 from fastchat_backend_hf.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from fastchat_backend_hf.context import model_context_length
-from fastchat_backend_hf.devices import pick_device, pick_dtype, pick_threads
+from fastchat_backend_hf.devices import execution_device, pick_device, pick_dtype, pick_threads
 from fastchat_backend_hf.embeddings import Embedder
 from fastchat_backend_hf.fused import fuse
 from fastchat_backend_hf.generation import Generation
@@ -74,13 +75,14 @@ def load(setup: EngineSetup, options: HfOptions) -> LoadedModel:
         tokenizer = _tokenizer(checkpoint, options)
         model = load_weights(checkpoint, options, device, dtype, progress)
         progress("arranging the weights")
+        adapters = adapt(model, options.adapters)
         fuse(model)
         progress("checking the model")
-        return _assemble(checkpoint, options, tokenizer, model, dtype)
+        return _assemble(checkpoint, options, tokenizer, model, adapters, dtype)
 
 
 def _assemble(
-    checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, model: Any, dtype: torch.dtype
+    checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, model: Any, adapters: Adapters, dtype: torch.dtype
 ) -> LoadedModel:
     notes: list[str] = []
     if options.trust_remote_code:
@@ -89,10 +91,10 @@ def _assemble(
     source = _template_source(options, tokenizer) if checkpoint.kind != "encoder" else None
     template = _chat_template(source, options, tokenizer) if source else None
     vocabulary = Vocabulary(_backend(tokenizer), model.get_input_embeddings().num_embeddings)
-    device = model.get_input_embeddings().weight.device
+    device = execution_device(model.get_input_embeddings())
     generation = None
     if checkpoint.kind != "encoder":
-        runner, context_length, reasons = choose_runner(checkpoint, model, options, context_length)
+        runner, context_length, reasons = choose_runner(checkpoint, model, adapters, options, context_length)
         notes += reasons
         generation = Generation(
             runner, vocabulary, device, max_batch=options.max_batch, prefill_tokens=options.prefill_tokens
@@ -105,15 +107,18 @@ def _assemble(
         end_ids=_end_ids(tokenizer, model),
         empty_prompt_id=tokenizer.bos_token_id,
     )
-    folders = [checkpoint.folder, *([options.lora] if options.lora is not None else [])]
+    folders = [checkpoint.folder, *([options.lora] if options.lora is not None else []), *options.adapters.values()]
     info = EngineInfo(
         context_length=context_length,
-        capabilities=_capabilities(checkpoint, template),
+        capabilities=_capabilities(checkpoint, template, adapters),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
-        fingerprint=fingerprint(folders, str(dtype), device.type, options.quantization or "", source or ""),
+        fingerprint=fingerprint(
+            folders, str(dtype), device.type, options.quantization or "", source or "", *adapters.names
+        ),
         sampling=_advised_sampling(model) if options.generation_config else SamplingParams(),
         tool_parser=template.tool_parser if template is not None else "",
+        adapters=adapters.names,
         notes=tuple(notes),
     )
     return LoadedModel(info, prompts, generation, embedder)
@@ -127,7 +132,7 @@ def _advised_sampling(model: Any) -> SamplingParams:
     return SamplingParams(**{name: value for name in names if (value := stated.get(name)) is not None})
 
 
-def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None) -> frozenset[Capability]:
+def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None, adapters: Adapters) -> frozenset[Capability]:
     can = {Capability.TOKENIZE}
     if checkpoint.kind != "encoder-decoder":
         can.add(Capability.EMBED)
@@ -146,6 +151,8 @@ def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None) -> froz
         Capability.RESUME_SAMPLED,
         Capability.CHOICE,
     }
+    if adapters.names:
+        can.add(Capability.ADAPTERS)
     if checkpoint.kind == "causal":
         can.add(Capability.PROMPT_LOGPROBS)
     if template is not None:

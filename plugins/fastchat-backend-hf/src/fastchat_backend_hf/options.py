@@ -37,6 +37,9 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Shrink the weights while loading. Needs the extra of the same name."""
     lora: Path | None = None
     """Folder of a LoRA adapter, merged into the weights while loading. Needs the extra ``peft``."""
+    adapters: dict[Annotated[str, Meta(min_length=1)], Path] = {}
+    """Folders of LoRA adapters by the names under which clients ask for them: ``{french = "adapters/french"}``. They
+    share the model's weights, and answers of all of them and of the model itself run together."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False

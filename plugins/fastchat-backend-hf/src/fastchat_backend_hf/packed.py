@@ -14,24 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fastchat_backend_hf.devices import has_fast_bfloat16
+from fastchat_backend_hf.adapters import AdaptedLinear, unadapted, with_adapters
+from fastchat_backend_hf.devices import bfloat16_instructions
 
 __all__ = ["PackedLinear", "is_plain", "pack_head", "product"]
 
 
 def is_plain(module: object) -> bool:
-    """Whether this is torch's own linear layer, with weights on the CPU: neither quantised nor adapted."""
+    """Whether this is torch's own linear layer, not quantised, with weights on the CPU. Adapters may be beside it."""
+    module = unadapted(module)
     return type(module) is nn.Linear and type(module.weight.data) is Tensor and module.weight.device.type == "cpu"
 
 
-def product(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """One function for the outputs of `layers` side by side; all have a bias, or none. It does not keep them."""
+def product(*layers: Any) -> Callable[[Tensor], Tensor]:
+    """One function for the outputs of `layers` side by side, with what adapters add. It does not keep the layers.
+
+    They are plain, and all have a bias, or none.
+    """
     weight = torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     if _gains(weight.dtype):
-        return PackedLinear(weight, bias).forward
-    return partial(linear, weight=weight, bias=bias)
+        return with_adapters(PackedLinear(weight, bias).forward, *layers)
+    return with_adapters(partial(linear, weight=weight, bias=bias), *layers)
 
 
 def pack_head(model: Any) -> bool:
@@ -39,7 +44,11 @@ def pack_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if not is_plain(head) or not _gains(head.weight.dtype) or head.weight is model.get_input_embeddings().weight:
         return False
-    model.set_output_embeddings(PackedLinear(head.weight.detach(), head.bias))
+    packed = PackedLinear(head.weight.detach(), head.bias)
+    if isinstance(head, AdaptedLinear):
+        head.base = packed
+    else:
+        model.set_output_embeddings(packed)
     return True
 
 
@@ -57,4 +66,5 @@ class PackedLinear(nn.Module):
 
 
 def _gains(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and has_fast_bfloat16() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    packs = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return dtype == torch.bfloat16 and bfloat16_instructions() is not None and packs

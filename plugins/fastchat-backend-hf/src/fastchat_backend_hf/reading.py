@@ -20,6 +20,7 @@ class Reading:
 
     Attributes:
         tokens: All that is to be read.
+        adapter: What it goes through; None: the model alone.
         done: How many of `tokens` are.
         cached: How many of `done` were found in a cache, and not computed.
         salt: Contexts with the same one may share their beginnings; None shares nothing.
@@ -27,10 +28,16 @@ class Reading:
         kv: What the runner holds for it until it becomes a row.
     """
 
-    __slots__ = ("cached", "done", "kv", "names", "salt", "tokens")
+    __slots__ = ("adapter", "cached", "done", "kv", "names", "salt", "tokens")
 
-    def __init__(self, tokens: Sequence[int], salt: tuple[str, ...] | None = None, names: Sequence[bytes] = ()) -> None:
-        self.tokens, self.salt, self.names = tokens, salt, names
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        adapter: str | None = None,
+        salt: tuple[str, ...] | None = None,
+        names: Sequence[bytes] = (),
+    ) -> None:
+        self.tokens, self.adapter, self.salt, self.names = tokens, adapter, salt, names
         self.done = self.cached = 0
         self.kv: Any = None
 

@@ -33,6 +33,8 @@ class Context(NamedTuple):
     """Not empty when the answer is resumed, or was put back and starts again."""
     salt: tuple[str, ...] | None = None
     """Contexts with the same one may share what is known of a common beginning; None shares nothing."""
+    adapter: str | None = None
+    """What the row goes through; None: the model alone."""
 
 
 class Block(NamedTuple):

@@ -8,12 +8,15 @@ is read at once, since not every such cache can be continued by more than one to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastchat_backend_hf.adapters import Adapters
 from fastchat_backend_hf.cache_names import cache_of
+from fastchat_backend_hf.devices import execution_device
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block, Context, RowFailed
 
@@ -23,44 +26,53 @@ _State = dict[str, Any]
 """What the next pass of a row is given besides its token."""
 
 
+@dataclass(slots=True)
+class _Row:
+    """One answer."""
+
+    length: int
+    state: _State
+    adapter: str | None
+
+
 class SoloRunner:
     """Decoder-only models."""
 
-    def __init__(self, model: Any, *, budget_tokens: int) -> None:
-        self._model, self._budget = model, budget_tokens
-        self._device = model.get_input_embeddings().weight.device
-        self._lengths: list[int] = []
-        self._states: list[_State] = []
+    _tokens_parameter = "input_ids"
+
+    def __init__(self, model: Any, *, budget_tokens: int, adapters: Adapters) -> None:
+        self._model, self._budget, self._adapters = model, budget_tokens, adapters
+        self._device = execution_device(model.get_input_embeddings())
+        self._rows: list[_Row] = []
         self._passed: list[Tensor] = []
         """Logits of the rows that a step, interrupted by a failing one, is done with."""
 
     @property
     def used_fraction(self) -> float:
-        return sum(self._lengths) / self._budget
+        return sum(row.length for row in self._rows) / self._budget
 
     def fits(self, lengths: Sequence[int]) -> bool:
         return sum(lengths) <= self._budget
 
     def open(self, context: Context) -> Reading:
-        return Reading([*context.prompt, *context.answer][:-1])
+        return Reading([*context.prompt, *context.answer][:-1], context.adapter)
 
     def recall(self, reading: Reading) -> None:
         """Nothing is kept for others."""
 
     def read(self, readings: Sequence[Reading], most: int) -> None:
         for reading in readings:
-            out = self._pass(self._model.base_model, self._tensor(reading.tokens), {})
+            out = self._pass(self._model.base_model, self._tensor(reading.tokens), {}, reading.adapter)
             reading.kv, reading.done = _continued(out), len(reading.tokens)
 
     def score(self, reading: Reading, most: int) -> Tensor:
-        out = self._pass(self._model, self._tensor(reading.tokens), {})
+        out = self._pass(self._model, self._tensor(reading.tokens), {}, reading.adapter)
         reading.kv, reading.done = _continued(out), len(reading.tokens)
         logits: Tensor = out.logits[0]
         return logits
 
     def join(self, reading: Reading) -> None:
-        self._lengths.append(len(reading.tokens))
-        self._states.append(reading.kv or {})
+        self._rows.append(_Row(len(reading.tokens), reading.kv or {}, reading.adapter))
 
     def close(self, reading: Reading) -> None:
         reading.kv = None
@@ -69,26 +81,27 @@ class SoloRunner:
         for block in blocks:
             if block.reading.left:  # or it was read before a failing row
                 self.read([block.reading], block.most)
-        for row in range(len(self._passed), len(tokens)):
+        for number in range(len(self._passed), len(tokens)):
+            row = self._rows[number]
             try:
-                logits, self._states[row] = self._forward(self._tensor([tokens[row]]), self._states[row])
+                logits, row.state = self._forward(self._tensor([tokens[number]]), row.state, row.adapter)
             except Exception as error:
-                raise RowFailed(row) from error
+                raise RowFailed(number) from error
             self._passed.append(logits[-1])
         logits, self._passed = torch.stack(self._passed), []
-        self._lengths = [length + 1 for length in self._lengths]
+        for row in self._rows:
+            row.length += 1
         return logits
 
     def keep(self, row: int, tokens: Sequence[int]) -> None:
         """Nothing is kept for others."""
 
     def drop(self, row: int) -> None:
-        if len(self._passed) == len(self._lengths):  # otherwise the failing row is dropped, which comes after them
+        if len(self._passed) == len(self._rows):  # otherwise the failing row is dropped, which comes after them
             self._passed[row] = self._passed[-1]
             self._passed.pop()
-        self._lengths[row], self._states[row] = self._lengths[-1], self._states[-1]
-        self._lengths.pop()
-        self._states.pop()
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
 
     def scrub(self, row: int) -> None:
         """Nobody inherits a cache here."""
@@ -101,17 +114,17 @@ class SoloRunner:
         return False
 
     def release(self) -> None:
-        self._lengths.clear()
-        self._states.clear()
+        self._rows.clear()
         self._passed.clear()
 
-    def _forward(self, tokens: Tensor, state: _State) -> tuple[Tensor, _State]:
+    def _forward(self, tokens: Tensor, state: _State, adapter: str | None) -> tuple[Tensor, _State]:
         """The next logits of a row, and its next state."""
-        out = self._pass(self._model, tokens, state)
+        out = self._pass(self._model, tokens, state, adapter)
         return out.logits[0], _continued(out)
 
-    def _pass(self, network: Any, tokens: Tensor, state: _State) -> Any:
-        return network(input_ids=tokens, use_cache=True, return_dict=True, **state)
+    def _pass(self, network: Any, tokens: Tensor, state: _State, adapter: str | None) -> Any:
+        with self._adapters.chosen([[adapter]], self._device):
+            return network(**{self._tokens_parameter: tokens}, use_cache=True, return_dict=True, **state)
 
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self._device)
@@ -126,29 +139,29 @@ def _continued(out: Any) -> _State:
 class EncoderDecoderRunner(SoloRunner):
     """The prompt goes to the encoder, once; the answer begins after `prefix` in the decoder."""
 
-    def __init__(self, model: Any, *, budget_tokens: int, prefix: Sequence[int]) -> None:
-        super().__init__(model, budget_tokens=budget_tokens)
+    _tokens_parameter = "decoder_input_ids"
+
+    def __init__(self, model: Any, *, budget_tokens: int, adapters: Adapters, prefix: Sequence[int]) -> None:
+        super().__init__(model, budget_tokens=budget_tokens, adapters=adapters)
         self._prefix = list(prefix)
 
     def open(self, context: Context) -> Reading:
-        reading = Reading(context.prompt)
+        reading = Reading(context.prompt, context.adapter)
         reading.kv = {"decoded": [*self._prefix, *context.answer]}
         return reading
 
     def read(self, readings: Sequence[Reading], most: int) -> None:
         for reading in readings:
             *before, last = reading.kv["decoded"]
-            encoded = self._model.get_encoder()(input_ids=self._tensor(reading.tokens), return_dict=True)
+            with self._adapters.chosen([[reading.adapter]], self._device):
+                encoded = self._model.get_encoder()(input_ids=self._tensor(reading.tokens), return_dict=True)
             state: _State = {"encoder_outputs": encoded}
             if before:
-                state |= super()._forward(self._tensor(before), state)[1]
+                state |= super()._forward(self._tensor(before), state, reading.adapter)[1]
             reading.kv, reading.done = {**state, "first": last}, len(reading.tokens)
 
-    def _forward(self, tokens: Tensor, state: _State) -> tuple[Tensor, _State]:
+    def _forward(self, tokens: Tensor, state: _State, adapter: str | None) -> tuple[Tensor, _State]:
         """A row's first token in the decoder is not the last one of its prompt."""
         first, state = state.get("first"), {name: value for name, value in state.items() if name != "first"}
-        logits, after = super()._forward(tokens if first is None else self._tensor([first]), state)
+        logits, after = super()._forward(tokens if first is None else self._tensor([first]), state, adapter)
         return logits, {**state, **after}
-
-    def _pass(self, network: Any, tokens: Tensor, state: _State) -> Any:
-        return network(decoder_input_ids=tokens, use_cache=True, return_dict=True, **state)
