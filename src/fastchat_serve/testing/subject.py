@@ -1,0 +1,310 @@
+"""The engine under test, opened as a server opens it, and the ways in which checks talk to it.
+
+One engine is open at a time, inside a real `LocalWorker` that a real `Dispatcher` knows. Checks drive the engine
+itself, in either form of the stream, or go through the dispatcher where the server is part of a guarantee.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import count
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fastchat_serve.controller.dispatcher import Dispatcher
+from fastchat_serve.controller.policies import round_robin
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.engine import (
+    Capability,
+    ChatPrompt,
+    Chunk,
+    Engine,
+    EngineInfo,
+    GenerateRequest,
+    Message,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from fastchat_serve.progress import LogProgress
+from fastchat_serve.push import Pusher
+from fastchat_serve.testing.answers import Answer, SinkOfAnswer, read_push, read_stream, vary
+from fastchat_serve.testing.target import Target
+from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.local import LocalWorker
+
+__all__ = ["MODEL", "PROMPTS", "Settings", "Subject"]
+
+_T = TypeVar("_T")
+
+MODEL = "model"
+"""The name under which the dispatcher knows the engine."""
+
+PROMPTS = (
+    "Once upon a time a small fox lived near the river, and every morning she went out to count the boats, the birds "
+    "and the clouds above them.",
+    "Zoë ordered crème brûlée 🍮 in 東京, then flew to Москва ✈️ with 한국 friends 👩‍🚀👨‍👩‍👧 and said: नमस्ते, שלום, "
+    "Γειά σου, y ¡adiós! It was – “naïve” – a good day…",
+    "Count from one to twenty in words, one after the other, and do not stop before: one two three four five six seven",
+)
+"""Long enough that an engine which repeats its prompt has something to say; the second is full of long characters."""
+
+MANY_BYTES = 1
+"""The index of the prompt whose characters take several bytes."""
+
+REOPENINGS = 3
+"""An engine that dies in more checks than this is not opened again: loading may take a minute."""
+
+POLL_S = 0.002
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the command line says about the run."""
+
+    wait_s: float = 60.0
+    """For one answer."""
+    grace_s: float = 5.0
+    """For an engine to let go of an aborted request."""
+    tokens: int = 24
+    """Length of answers."""
+    concurrency: int = 8
+    """Streams at once."""
+    exact: bool = True
+    """Equal greedy requests have equal answers, whatever else the engine works on."""
+
+
+class Subject:
+    """See the module.
+
+    Attributes:
+        engine: The one that is open.
+        worker: Around it.
+        dispatcher: Around the worker; the model's name there is `MODEL`.
+        notes: What the check that runs has measured.
+        load_s: What opening took.
+        last_info: What the engine said of itself when it was opened last.
+    """
+
+    engine: Engine
+    worker: LocalWorker
+    dispatcher: Dispatcher
+
+    def __init__(self, target: Target, settings: Settings) -> None:
+        self.target, self.settings = target, settings
+        self.notes: list[str] = []
+        self.load_s = 0.0
+        self.last_info: EngineInfo | None = None
+        self._runner = asyncio.Runner(loop_factory=_loop_factory())
+        self._ids = count()
+        self._life: asyncio.Task[None] | None = None
+        self._openings = 0
+        self._failure: Exception | None = None
+        self._baselines: dict[int, Answer] = {}
+
+    # ---------------------------------------------------------------------------------- life cycle
+
+    def run(self, check: Coroutine[Any, Any, _T]) -> _T:
+        """Run one check to its end, in the loop that all share."""
+        return self._runner.run(check)
+
+    def open(self) -> None:
+        """Have an engine open and well. Raises what opening raised."""
+        if self._life is not None and self.worker.state is WorkerState.READY:
+            return
+        if self._failure is not None:
+            raise self._failure
+        if self._openings > REOPENINGS:
+            raise RuntimeError("the engine died too often")
+        self.close()
+        self._openings += 1
+        began = time.monotonic()
+        try:
+            self.engine = self.target.make(LogProgress())
+            self.run(self._begin())
+        except Exception as failure:  # the boundary to the engine under test
+            self._failure = failure
+            raise
+        self.load_s, self.last_info = time.monotonic() - began, self.engine.info
+
+    def close(self) -> None:
+        """Close the engine, if one is open."""
+        if self._life is not None:
+            life, self._life = self._life, None
+            self.run(self._end(life))
+
+    def finish(self) -> None:
+        """Close the engine and the loop."""
+        try:
+            self.close()
+        finally:
+            self._runner.close()
+
+    async def _begin(self) -> None:
+        self._closing, opened = asyncio.Event(), asyncio.Event()
+        self.worker = LocalWorker(self.engine, names=(MODEL,), concurrency=self.settings.concurrency)
+        registry = Registry()
+        registry.add(self.worker)
+        self.dispatcher = Dispatcher(registry, round_robin)
+        life = asyncio.create_task(self._live(opened))
+        telling = asyncio.create_task(opened.wait())
+        await asyncio.wait({life, telling}, return_when=asyncio.FIRST_COMPLETED)
+        if not opened.is_set():
+            telling.cancel()
+            await life  # raises why
+        registry.add(self.worker)  # again, with its adapters
+        self._life = life
+
+    async def _live(self, opened: asyncio.Event) -> None:
+        async with anyio.create_task_group() as life:
+            try:
+                await life.start(self.worker.run)
+            except Exception as failure:  # the boundary to the engine under test; raised when the group is left
+                problem: Exception | None = failure
+            else:
+                problem = None
+                async with anyio.create_task_group() as streams:
+                    self._pusher = Pusher(self.engine, streams)
+                    opened.set()
+                    await self._closing.wait()
+                    streams.cancel_scope.cancel()
+                self.worker.stop()
+        if problem is not None:
+            raise problem
+
+    async def _end(self, life: asyncio.Task[None]) -> None:
+        self._closing.set()
+        with anyio.fail_after(2 * self.settings.wait_s):
+            await asyncio.wait({life})
+        life.result()
+
+    # ------------------------------------------------------------------------------------ requests
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    def can(self, *capabilities: Capability) -> bool:
+        return self.info.capabilities.issuperset(capabilities)
+
+    def note(self, text: str) -> None:
+        """Tell the reader of the report what was measured."""
+        self.notes.append(text)
+
+    def prompt(self, text: str = PROMPTS[0]) -> ChatPrompt | TextPrompt | TokenPrompt:
+        """`text` in a form that the engine takes."""
+        if self.can(Capability.CHAT):
+            return ChatPrompt((Message(role="user", content=text),))
+        if self.can(Capability.TEXT_PROMPT):
+            return TextPrompt(text)
+        return TokenPrompt(tuple(range(10, 42)))
+
+    def request(
+        self, prompt: ChatPrompt | TextPrompt | TokenPrompt | str = PROMPTS[0], **fields: Any
+    ) -> GenerateRequest:
+        """A greedy request of `Settings.tokens` tokens, unless `fields` say otherwise; they may be of `SamplingParams`, too."""
+        shape = self.prompt(prompt) if isinstance(prompt, str) else prompt
+        sampling = SamplingParams(temperature=0.0, max_tokens=self.settings.tokens)
+        return self.again(GenerateRequest(id="", prompt=shape, sampling=sampling), **fields)
+
+    def again(self, request: GenerateRequest, **changes: Any) -> GenerateRequest:
+        """`request` with other fields, under an id of its own."""
+        return vary(replace(request, id=f"conformance-{next(self._ids)}"), **changes)
+
+    # ------------------------------------------------------------------------------------- answers
+
+    async def read(self, request: GenerateRequest, form: str = "generator") -> Answer:
+        """The answer, or as much of it as there was before its error."""
+        with anyio.fail_after(self.settings.wait_s):
+            if form == "generator":
+                return await read_stream(self.engine, request)
+            return (await read_push(self._pusher.start, request)).answer
+
+    async def answer(self, request: GenerateRequest, form: str = "generator") -> Answer:
+        """The whole answer. Raises the error that ended it instead."""
+        return (await self.read(request, form)).whole()
+
+    async def push(self, request: GenerateRequest) -> SinkOfAnswer:
+        """The answer in the push form, with how the sink was treated."""
+        with anyio.fail_after(self.settings.wait_s):
+            return await read_push(self._pusher.start, request)
+
+    def begin(self, request: GenerateRequest, on_push: Callable[[Chunk], None] | None = None) -> SinkOfAnswer:
+        """Begin an answer in the push form; `SinkOfAnswer.abort` ends it early."""
+        sink = SinkOfAnswer(request, on_push)
+        sink.handle = self._pusher.start(request, sink)
+        return sink
+
+    async def until(self, event: Awaitable[_T]) -> _T:
+        """Wait for what takes no longer than an answer."""
+        with anyio.fail_after(self.settings.wait_s):
+            return await event
+
+    async def refusal(self, request: GenerateRequest, form: str = "generator") -> Exception:
+        """The error that `request` is answered with before any chunk."""
+        answer = await self.read(request, form)
+        assert answer.error is not None, f"it was answered, with {answer.text[:60]!r}"
+        assert not answer.chunks, f"the error came after {len(answer.chunks)} chunks"
+        return answer.error
+
+    async def greedy(self, index: int) -> Answer:
+        """The greedy answer to one of `PROMPTS`, asked for once and by itself."""
+        if index not in self._baselines:
+            self._baselines[index] = await self.answer(self.request(PROMPTS[index]))
+        return self._baselines[index]
+
+    async def baseline(self, *, characters: int = 0) -> Answer:
+        """The longest of the greedy answers, which others are compared with; skips if it has too little text."""
+        answers = [await self.greedy(index) for index in range(len(PROMPTS))]
+        longest = max(answers, key=lambda answer: (len(answer.text), answer.usage.completion_tokens))
+        if len(longest.text) < characters:
+            pytest.skip(f"the longest answer has {len(longest.text)} characters")
+        return longest
+
+    def expect_same(self, actual: Answer, expected: Answer, what: str = "the answer") -> None:
+        """Both have the same text and ids, and the same end."""
+        self.expect_equal(actual.text, expected.text, f"the text of {what}")
+        self.expect_equal(actual.token_ids, expected.token_ids, f"the ids of {what}")
+        self.expect_equal(actual.finish_reason, expected.finish_reason, f"the finish reason of {what}")
+        self.expect_equal(
+            actual.usage.completion_tokens, expected.usage.completion_tokens, f"the completion tokens of {what}"
+        )
+
+    def expect_equal(self, actual: object, expected: object, what: str) -> None:
+        """As ``assert``; where the engine is not exact, a difference is noted."""
+        if self.settings.exact:
+            assert actual == expected, f"{what} is another: {actual!r} instead of {expected!r}"
+        elif actual != expected:
+            self.note(f"{what} is another")
+
+    # ---------------------------------------------------------------------------------------- load
+
+    @property
+    def busy(self) -> int:
+        """Requests that the engine says it has."""
+        load = self.engine.current_load()
+        return load.running + load.waiting
+
+    async def idle(self) -> float:
+        """Wait until the engine has let go of everything. Seconds that it took."""
+        began = time.monotonic()
+        while self.busy:
+            waited = time.monotonic() - began
+            assert waited < self.settings.grace_s, f"after {waited:.1f} s the engine still holds {self.busy} requests"
+            await anyio.sleep(POLL_S)
+        return time.monotonic() - began
+
+
+def _loop_factory() -> Any:
+    """The server's loop."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
