@@ -1,9 +1,11 @@
 """An asyncio-native server for large language models: the public names, nothing else.
 
-Plugin authors need these and `fastchat_serve.text`, which has what engines share.
+Plugin authors need these, `fastchat_serve.text`, which has what engines share, and for models that come as folders
+`fastchat_serve.checkpoint`.
 """
 
 from fastchat_serve.config import Secret
+from fastchat_serve.draws import uniform
 from fastchat_serve.engine import (
     CONTRACT,
     FULL_SAMPLING,
@@ -132,4 +134,5 @@ __all__ = [
     "__version__",
     "hookimpl",
     "pull",
+    "uniform",
 ]

@@ -16,16 +16,16 @@ PATIENCE_S = 30.0
 
 
 class ServerProcess:
-    """``python -m fastchat_serve`` with `arguments`, its standard error read as it comes."""
+    """``python -m fastchat_serve`` with `arguments`, its standard error read as it comes. Waits are bounded."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, patience_s: float) -> None:
+        self.process, self._patience_s = process, patience_s
         self.log = ""
 
     async def says(self, pattern: str) -> re.Match[str]:
         """Wait until standard error matches `pattern`."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             while (match := re.search(pattern, self.log)) is None:
                 data = await self.process.stderr.readline()
                 assert data, f"ended without saying {pattern!r}:\n{self.log}"
@@ -39,14 +39,17 @@ class ServerProcess:
     async def ended(self) -> int:
         """Its exit code."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             self.log += (await self.process.stderr.read()).decode()
             return await self.process.wait()
 
 
 @asynccontextmanager
 async def started(
-    *arguments: str | Path, plugins: Path | None = None, shell: str = 'exec "$@"'
+    *arguments: str | Path,
+    plugins: Path | None = None,
+    shell: str = 'exec "$@"',
+    patience_s: float = PATIENCE_S,
 ) -> AsyncIterator[ServerProcess]:
     """A process, killed at the end if it still runs.
 
@@ -62,7 +65,7 @@ async def started(
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search))},
     )
     try:
-        yield ServerProcess(process)
+        yield ServerProcess(process, patience_s)
     finally:
         if process.returncode is None:
             process.kill()

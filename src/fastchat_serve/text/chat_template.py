@@ -30,6 +30,7 @@ class ChatTemplate:
     """A model's chat template.
 
     Attributes:
+        source: The Jinja text.
         supports_tools: The template writes tool specifications into the prompt.
         tool_parser: Name of the parser for the calls it teaches the model to write; empty if unknown.
     """
@@ -59,6 +60,7 @@ class ChatTemplate:
         self._options = dict(options or {})
         if reserved := self._options.keys() & (_RESERVED | special_tokens.keys()):
             raise ConfigError(f"{min(reserved)!r} cannot be a template option: the server sets it")
+        self.source = source
         self._special_tokens = dict(special_tokens)
         self._template = SandboxedTemplate(source, limits=limits or TemplateLimits(), clock=clock)
         self.supports_tools = "tools" in self._template.names
