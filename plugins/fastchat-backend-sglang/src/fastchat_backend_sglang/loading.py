@@ -1,0 +1,316 @@
+"""From options to an open SGLang, with errors that say what to change. Blocking; runs in the host."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from fastchat_backend_sglang.checkpoint import advised_sampling, fingerprint, folder_of
+from fastchat_backend_sglang.failure import read_failure
+from fastchat_backend_sglang.options import SglangOptions
+from fastchat_backend_sglang.prompts import Prompts
+from fastchat_backend_sglang.scheduler import run_scheduler
+from fastchat_backend_sglang.vocabulary import Vocabulary
+from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, SamplingParams, StartupError
+from fastchat_serve.text import ChatTemplate
+
+__all__ = ["Loaded", "load"]
+
+_SPARE = 8
+"""SGLang keeps the last tokens of a context to itself: five of the longest prompt, one or two of the answer."""
+
+_CPU_CACHE_CONTEXTS = 4
+"""On a CPU: full contexts that the key-value cache holds, if nothing is said. SGLang would take most of the memory."""
+
+_OURS: Final = frozenset(
+    {
+        "chat_template",
+        "custom_sigquit_handler",
+        "enable_lora",
+        "incremental_streaming_output",
+        "lora_paths",
+        "model_path",
+        "node_rank",
+        "skip_tokenizer_init",
+        "stream_interval",
+        "tokenizer_worker_num",
+    }
+)
+"""Arguments that the backend depends on."""
+
+_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that the host works with."""
+
+    engine: Any
+    """SGLang's `Engine`."""
+    info: EngineInfo
+    prompts: Prompts
+    vocabulary: Vocabulary
+    end_ids: frozenset[int]
+    kv_cache_tokens: int
+
+
+def load(model: str, options: SglangOptions, progress: Callable[[str], None]) -> Loaded:
+    """Open `model`. Raises `StartupError`."""
+    progress("finding the model")
+    folder = folder_of(model, options.revision)
+    source = _configured_template(options.chat_template) if options.chat_template is not None else None
+    progress("importing SGLang")
+    engine_class = _engine_class()
+    device = _device(options)
+    arguments = _arguments(folder, options, device)
+    progress("loading the model")
+    try:
+        engine = engine_class(**arguments)
+    except Exception as error:  # whatever SGLang raises for arguments, files or devices it cannot use
+        reason = read_failure() or " ".join(str(error).split()) or type(error).__name__
+        raise StartupError(f"SGLang cannot serve {model}: {reason}") from error
+    progress("reading the tokenizer")
+    return _assemble(engine, folder, options, device, source)
+
+
+def _engine_class() -> type[Any]:
+    try:
+        from sglang.srt.entrypoints.engine import Engine
+    except ImportError as error:
+        raise StartupError(
+            f"SGLang cannot be imported ({error}). Install it: pip install sglang, or as SGLang's manual says for your "
+            "accelerator"
+        ) from error
+
+    # A remark on the handler that we give it, which it makes as if it were an error.
+    logging.getLogger(Engine.__module__).addFilter(lambda record: "custom SIGQUIT" not in record.getMessage())
+
+    class MendedEngine(Engine):  # type: ignore[misc,unused-ignore]
+        run_scheduler_process_func = staticmethod(run_scheduler)
+
+    return MendedEngine
+
+
+def _device(options: SglangOptions) -> str:
+    if options.device != "auto":
+        return options.device
+    from sglang.srt.utils import get_device
+
+    try:
+        return str(get_device()).partition(":")[0]
+    except Exception as error:  # SGLang finds none
+        raise StartupError(
+            'SGLang finds no accelerator here. To run on the CPU, set device = "cpu" in the options'
+        ) from error
+
+
+def _arguments(folder: Path, options: SglangOptions, device: str) -> dict[str, Any]:
+    """SGLang's ``ServerArgs``. Raises `ConfigError`."""
+    from sglang.srt.server_args import ServerArgs
+
+    length = options.context_length or _model_context_length(folder, options)
+    arguments: dict[str, Any] = {
+        "model_path": str(folder),
+        "device": device,
+        "dtype": options.dtype,
+        "context_length": length + _SPARE,
+        "tp_size": options.tp_size,
+        "pp_size": options.pp_size,
+        "dp_size": options.dp_size,
+        "trust_remote_code": options.trust_remote_code,
+        "is_embedding": options.task == "embed",
+        # Embedding requests have no salt, so their cache would tell one client what another sent.
+        "disable_radix_cache": not options.prefix_cache or options.task == "embed",
+        "enable_deterministic_inference": options.deterministic,
+        "enable_priority_scheduling": True,
+        "schedule_low_priority_values_first": True,
+        "disable_priority_preemption": True,
+        "incremental_streaming_output": True,
+        "stream_interval": 1,
+        "sleep_on_idle": True,
+        "skip_server_warmup": True,
+        "custom_sigquit_handler": signal.SIG_IGN,
+        "log_level": options.log_level,
+    }
+    optional = {
+        "quantization": options.quantization,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "max_running_requests": options.max_batch,
+        "max_total_tokens": options.kv_cache_tokens,
+        "mem_fraction_static": options.mem_fraction_static,
+        "chunked_prefill_size": options.chunked_prefill_size,
+        "attention_backend": options.attention_backend,
+        "grammar_backend": options.grammar_backend,
+        "max_lora_rank": options.max_lora_rank,
+    }
+    arguments |= {name: value for name, value in optional.items() if value is not None}
+    if options.adapters:
+        for name, path in options.adapters.items():
+            if not (path / "adapter_config.json").is_file():
+                raise StartupError(f"the adapter {name} has no adapter_config.json in {path}")
+        arguments |= {"enable_lora": True, "lora_paths": {name: str(path) for name, path in options.adapters.items()}}
+    if device == "cpu":
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than it ever gains
+        arguments = _cpu_defaults(options, length) | arguments
+    for name, value in options.extra.items():
+        _check_extra(name, ServerArgs.__struct_fields__)
+        arguments[name] = value
+    return arguments
+
+
+def _cpu_defaults(options: SglangOptions, length: int) -> dict[str, Any]:
+    """What SGLang needs to be told to run without an accelerator."""
+    from sglang.srt.utils import cpu_has_amx_support
+
+    defaults: dict[str, Any] = {
+        "sampling_backend": "pytorch",
+        "grammar_backend": "llguidance",  # XGrammar's kernels are not for CPUs
+        "disable_cuda_graph": True,
+        "disable_overlap_schedule": True,
+        "lora_backend": "torch_native",
+    }
+    if not cpu_has_amx_support():
+        defaults["attention_backend"] = "torch_native"
+    if options.mem_fraction_static is None:
+        defaults |= {"mem_fraction_static": 0.5, "max_total_tokens": _CPU_CACHE_CONTEXTS * (length + _SPARE)}
+    return defaults
+
+
+def _check_extra(name: str, fields: tuple[str, ...]) -> None:
+    if name in _OURS:
+        raise ConfigError(f"options.extra.{name}: the backend sets this itself")
+    if name in SglangOptions.__struct_fields__:
+        raise ConfigError(f"options.extra.{name}: this is an option of the backend; write it outside of extra")
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"options.extra.{name}: SGLang has no such argument{hint}")
+
+
+def _model_context_length(folder: Path, options: SglangOptions) -> int:
+    from sglang.srt.utils.hf_transformers_utils import get_config, get_context_length, get_hf_text_config
+
+    try:
+        config = get_config(str(folder), trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # transformers raises whatever a broken config leads to
+        raise StartupError(f"the model's config.json cannot be used: {error}") from error
+    return int(get_context_length(get_hf_text_config(config)))
+
+
+def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str, source: str | None) -> Loaded:
+    from tokenizers import Tokenizer
+
+    manager = engine.tokenizer_manager
+    tokenizer = manager.tokenizer
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise StartupError("the model's tokenizer has no fast form (tokenizer.json), which streaming needs")
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # SGLang goes on using its own
+    own.no_truncation()
+    own.no_padding()
+    vocabulary = Vocabulary(own, manager.model_config.vocab_size)
+    source = source or _own_template(tokenizer)
+    template = _chat_template(source, options, tokenizer) if source and options.task == "generate" else None
+    scheduler = engine._scheduler_init_result.scheduler_infos[0]
+    length, notes = _context_length(manager, scheduler, options)
+    dtype = str(manager.model_config.dtype).removeprefix("torch.")
+    adapters = (f"{name}={fingerprint(path)}" for name, path in sorted(options.adapters.items()))
+    salt = (dtype, device, options.quantization or "", source or "", *adapters)
+    info = EngineInfo(
+        context_length=length,
+        capabilities=_capabilities(engine, options, template),
+        dtype=dtype,
+        device=device,
+        fingerprint=fingerprint(folder, *salt),
+        sampling=advised_sampling(folder) if options.generation_config else SamplingParams(),
+        tool_parser=template.tool_parser if template is not None else "",
+        adapters=tuple(options.adapters),
+        notes=notes,
+    )
+    prompts = Prompts(vocabulary, template, context_length=length, empty_prompt_id=tokenizer.bos_token_id)
+    return Loaded(engine, info, prompts, vocabulary, _end_ids(manager), scheduler["max_total_num_tokens"])
+
+
+def _context_length(manager: Any, scheduler: Mapping[str, Any], options: SglangOptions) -> tuple[int, tuple[str, ...]]:
+    """What prompt and answer may take together, and what an operator should know of it."""
+    notes = (
+        ["Python code that came with the model may run here (trust_remote_code)"] if options.trust_remote_code else []
+    )
+    wanted = manager.model_config.context_len - _SPARE
+    length = min(wanted, scheduler["max_total_num_tokens"] - _SPARE)
+    if length < 1:
+        raise StartupError("the key-value cache has no room for a single request; raise kv_cache_tokens")
+    if length < wanted:
+        notes.append(f"the key-value cache holds {length} tokens, less than the context of {wanted}")
+    return length, tuple(notes)
+
+
+def _capabilities(engine: Any, options: SglangOptions, template: ChatTemplate | None) -> frozenset[Capability]:
+    can = {Capability.TOKENIZE}
+    if options.task == "embed":
+        return frozenset(can | {Capability.EMBED})
+    can |= {
+        Capability.GENERATE,
+        Capability.TEXT_PROMPT,
+        Capability.TOKEN_PROMPT,
+        Capability.TOKEN_IDS,
+        Capability.ECHO,
+        Capability.LOGPROBS,
+        Capability.PROMPT_LOGPROBS,
+        Capability.RESUME_GREEDY,
+        *FULL_SAMPLING,
+    }
+    if options.deterministic:
+        can.add(Capability.SEED)
+        can.remove(Capability.MIN_P)  # with a seed, SGLang's sampler has none
+    if engine.tokenizer_manager.config_value("grammar_backend") != "none":
+        can |= {
+            Capability.JSON_OBJECT,
+            Capability.JSON_SCHEMA,
+            Capability.REGEX,
+            Capability.GRAMMAR,
+            Capability.CHOICE,
+        }
+    if options.adapters:
+        can.add(Capability.ADAPTERS)
+    if template is not None:
+        can |= {Capability.CHAT, Capability.RENDER}
+        if template.supports_tools:
+            can.add(Capability.TOOLS)
+    return frozenset(can)
+
+
+def _end_ids(manager: Any) -> frozenset[int]:
+    """The tokens at which SGLang ends every answer."""
+    tokenizer = manager.tokenizer
+    ids = {
+        *(manager.model_config.hf_eos_token_id or ()),
+        *(getattr(tokenizer, "additional_stop_token_ids", None) or ()),
+    }
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
+
+
+def _own_template(tokenizer: Any) -> str | None:
+    source: str | Mapping[str, str] | None = tokenizer.chat_template
+    return source.get("default") if isinstance(source, Mapping) else source
+
+
+def _chat_template(source: str, options: SglangOptions, tokenizer: Any) -> ChatTemplate:
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
+    return ChatTemplate(source, special_tokens=special, options=variables)
+
+
+def _configured_template(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no such chat template file: {file} ({error})") from error
