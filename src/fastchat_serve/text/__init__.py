@@ -1,11 +1,15 @@
-"""What engines share: text from tokens, stop strings, chat templates, tool calls.
+"""What engines share: prompts to tokens, text from tokens, stop strings, chat templates, constraints, tool calls.
 
 What reads a stream gives the same result however the stream is cut into pieces.
 """
 
 from fastchat_serve.text.answer import AnswerText
 from fastchat_serve.text.chat_template import ChatTemplate
+from fastchat_serve.text.constraints import ConstraintLimits, Constraints, Matcher
 from fastchat_serve.text.detokenize import Detokenizer, TokenBytes, Tokenizer
+from fastchat_serve.text.lanes import Lanes, is_slow
+from fastchat_serve.text.model_template import VariableType, chat_template_of
+from fastchat_serve.text.prompts import PreparedPrompt, Prompts, check_text
 from fastchat_serve.text.stop import StopStrings
 from fastchat_serve.text.template_meter import TemplateLimits
 from fastchat_serve.text.tools import (
@@ -16,13 +20,20 @@ from fastchat_serve.text.tools import (
     ToolEvent,
     ToolParser,
 )
+from fastchat_serve.text.vocabulary import Vocabulary
 
 __all__ = [
     "TOOL_PARSERS",
     "AnswerText",
     "ChatTemplate",
+    "ConstraintLimits",
+    "Constraints",
     "Detokenizer",
     "HermesToolParser",
+    "Lanes",
+    "Matcher",
+    "PreparedPrompt",
+    "Prompts",
     "StopStrings",
     "TemplateLimits",
     "TextDelta",
@@ -31,4 +42,9 @@ __all__ = [
     "ToolCallDelta",
     "ToolEvent",
     "ToolParser",
+    "VariableType",
+    "Vocabulary",
+    "chat_template_of",
+    "check_text",
+    "is_slow",
 ]

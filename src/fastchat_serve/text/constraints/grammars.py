@@ -1,0 +1,115 @@
+"""Every kind of constraint in the one form that is compiled: a Lark grammar as llguidance reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
+from fastchat_serve.errors import InvalidRequest
+from fastchat_serve.text.constraints.ebnf import lark_rules
+from fastchat_serve.text.constraints.limits import ConstraintLimits
+from fastchat_serve.text.constraints.tokens import library
+
+__all__ = ["grammar_of", "param_of"]
+
+_HEAD = '%llguidance {"no_forcing": true}\n'
+"""Text that must come next may be cut into tokens in every way, as the model is used to, and not only as the
+tokenizer would cut it."""
+
+_JSON_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        # Nothing, a space, or a new line and its indentation: a model that may write more can go on for ever.
+        "whitespace_flexible": True,
+        "whitespace_pattern": r" |\n {0,20}",
+        "item_separator": ",",
+        "key_separator": ":",
+        # Without \\/ and \\u, which could write the name of a property so that it is not known for it.
+        "json_allowed_escapes": 'nrbtf"\\',
+        "coerce_one_of": False,
+        "lenient": False,
+    }
+)
+
+_PARAMS: Mapping[type, str] = MappingProxyType(
+    {JsonObject: "json_object", JsonSchema: "json_schema", Regex: "regex", Grammar: "grammar", Choice: "choice"}
+)
+
+
+def param_of(constraint: Constraint) -> str:
+    """What an error about `constraint` names as its `param`."""
+    return _PARAMS[type(constraint)]
+
+
+def grammar_of(constraint: Constraint, limits: ConstraintLimits) -> str:
+    """`constraint` as a grammar. Raises `InvalidRequest` for what passes the limits on size, and for bad EBNF."""
+    match constraint:
+        case JsonObject():
+            return _json_grammar({"type": "object"})
+        case JsonSchema(schema=schema):
+            _check_nesting(schema, limits.nesting)
+            grammar = _json_grammar(schema)
+            _check_text(grammar, "json_schema", limits)
+            return grammar
+        case Regex(pattern=pattern):
+            _check_text(pattern, "regex", limits)
+            return f"{_HEAD}start: {_regex(pattern)}\n"
+        case Grammar(ebnf=ebnf):
+            _check_text(ebnf, "grammar", limits)
+            return _HEAD + lark_rules(ebnf, nesting=limits.nesting)
+        case Choice(options=options):
+            if not options:
+                raise InvalidRequest("A choice needs at least one option.", param="choice")
+            _check_text("".join(options), "choice", limits)
+            return f"{_HEAD}start: {_regex(_any_of(options))}\n"
+
+
+def _json_grammar(schema: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps({**schema, "x-guidance": dict(_JSON_OPTIONS)}, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest("The schema is not JSON.", param="json_schema") from error
+    return f"{_HEAD}start: %json {text}\n"
+
+
+def _regex(pattern: str) -> str:
+    """A pattern as Lark writes it."""
+    if not pattern:
+        return '""'  # two slashes would begin a comment
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # it would escape the slash
+        raise InvalidRequest("The pattern ends in the middle of an escape.", param="regex")
+    return f"/{library().regex_to_lark(pattern)}/"
+
+
+def _any_of(options: Sequence[str]) -> str:
+    return "|".join("".join(map(_literal, option)) for option in dict.fromkeys(options))
+
+
+def _literal(char: str) -> str:
+    return char if char.isalnum() or not char.isascii() else f"\\x{{{ord(char):x}}}"
+
+
+def _check_text(text: str, param: str, limits: ConstraintLimits) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("The constraint has a lone surrogate, which is no text.", param=param) from error
+    if size > limits.bytes:
+        raise InvalidRequest(f"A constraint may have {limits.bytes} bytes; this one has {size}.", param=param)
+
+
+def _check_nesting(schema: Mapping[str, Any], most: int) -> None:
+    """Level by level, without recursion."""
+    level: list[Any] = [schema]
+    for _ in range(most):
+        level = [item for value in level for item in _parts(value)]
+        if not level:
+            return
+    raise InvalidRequest(f"The schema is nested more than {most} levels deep.", param="json_schema")
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [part for part in parts if isinstance(part, Mapping | list | tuple)]
