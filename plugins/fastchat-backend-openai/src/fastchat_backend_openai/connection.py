@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._heard_bytes = 0  # until the body begins
         self._data: list[bytes] = []
-        self._head_told = self._complete = self._excess = False
+        self._head_told = self._complete = self._keep = self._excess = False
         self._transport.write(request)
 
     def abort(self) -> None:
@@ -163,8 +163,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._head is None:
             self._headers = {}
-        else:
+        elif self._parser is not None:
             self._complete = True
+            self._keep = self._parser.should_keep_alive()  # the parser knows only here
 
     # ------------------------------------------------------------------------------------------------
 
@@ -191,11 +192,10 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         receiver, self._receiver = self._receiver, None
-        keep = self.usable and not self._excess and self._parser is not None and self._parser.should_keep_alive()
         self._parser = None
         if receiver is not None:
             receiver.on_end()
-        if keep and self._complete:
+        if self._keep and self.usable and not self._excess:
             self._on_idle(self)
         elif self._transport is not None:
             self._transport.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 __all__ = [
@@ -23,11 +22,12 @@ __all__ = [
     "ModelList",
     "TokenEntry",
     "ToolCallPart",
+    "TopEntry",
     "UsageCounts",
 ]
 
 
-class FunctionPart(Struct, gc=False):
+class FunctionPart(Struct):
     name: str | None = None
     arguments: str | None = None
 
@@ -133,6 +133,3 @@ class ModelCard(Struct):
 
 class ModelList(Struct):
     data: list[ModelCard] = []
-
-
-decode_event = msgspec.json.Decoder(Event).decode

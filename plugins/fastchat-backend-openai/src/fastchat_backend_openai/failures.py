@@ -85,7 +85,7 @@ class Failures:
         return self._of(status, _error_object(body), retry_after)
 
     def of_event(self, error: Any, *, begun: bool) -> ServeError:
-        """What an error within a stream means. `begun`: something was sent already, so it is not the request's fault."""
+        """What an error within a stream means. `begun`: some of the answer was sent, so the request was in order."""
         found = error if isinstance(error, dict) else {"message": error}
         status = _status(found)
         if begun and status < 500 and status != 429:

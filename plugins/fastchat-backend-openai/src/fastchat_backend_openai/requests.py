@@ -1,4 +1,7 @@
-"""From the contract's requests to the bodies of OpenAI's API. Pure functions; what cannot be said is refused by name."""
+"""From the contract's requests to the bodies of OpenAI's API.
+
+Pure functions; what cannot be said is refused by name.
+"""
 
 from __future__ import annotations
 

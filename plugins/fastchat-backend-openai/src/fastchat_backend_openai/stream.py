@@ -13,7 +13,7 @@ from fastchat_backend_openai.events import Event
 from fastchat_backend_openai.failures import MAX_ERROR_BYTES, Failures
 from fastchat_backend_openai.pool import Call
 from fastchat_backend_openai.sse import EventReader
-from fastchat_serve import EngineError, ServeError, Sink
+from fastchat_serve import EngineError, ServeError, Sink, Unavailable
 
 __all__ = ["Stream"]
 
@@ -94,7 +94,8 @@ class Stream:
         elif self._answer.complete:
             self._finish()
         else:
-            self._end(error if not self._answer.begun else EngineError(str(error), code="upstream_cut_off"))
+            cut_off = self._answer.begun and isinstance(error, Unavailable)
+            self._end(EngineError(str(error), code="upstream_cut_off") if cut_off else error)
 
     # ------------------------------------------------------------------------------------------------
 
