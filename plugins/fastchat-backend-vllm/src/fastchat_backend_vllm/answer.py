@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastchat_backend_vllm.vocabulary import Entry, Vocabulary
-from fastchat_serve import Chunk, EngineError, FinishReason, GenerateRequest, InvalidRequest, PromptEcho, TokenLogprob, Usage
+from fastchat_serve import (
+    Chunk,
+    EngineError,
+    FinishReason,
+    GenerateRequest,
+    InvalidRequest,
+    PromptEcho,
+    TokenLogprob,
+    Usage,
+)
 from fastchat_serve.text import AnswerText
 
 __all__ = ["Answer"]

@@ -82,7 +82,9 @@ def adapter_rank(name: str, folder: Path) -> int:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = config["r"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StartupError(f"the adapter {name!r} cannot be read: {folder} ({type(error).__name__}: {error})") from error
+        raise StartupError(
+            f"the adapter {name!r} cannot be read: {folder} ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(rank, int) or not 1 <= rank <= _LORA_RANKS[-1]:
         raise StartupError(f"the adapter {name!r} has rank {rank!r}; vLLM takes 1 to {_LORA_RANKS[-1]}")
     return rank
@@ -104,7 +106,9 @@ def _lora_arguments(options: VllmOptions) -> dict[str, Any]:
 def _check_extra(extra: Mapping[str, Any], known: Collection[str], ours: Collection[str]) -> None:
     for name in extra:
         if name in ours:
-            raise ConfigError("vLLM is told this by the backend's own options, or must not be told otherwise", key=f"extra.{name}")
+            raise ConfigError(
+                "vLLM is told this by the backend's own options, or must not be told otherwise", key=f"extra.{name}"
+            )
         if name not in known:
             nearest = get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

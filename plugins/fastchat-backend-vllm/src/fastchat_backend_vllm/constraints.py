@@ -1,7 +1,7 @@
 """Constraints in vLLM's form, and how large they may be.
 
-vLLM compiles them in the engine's process, without a limit on time or memory, so what is too large is refused before.
-Whether they are valid, vLLM's own checks say: see `Prompts`.
+vLLM compiles them in the engine's process and follows them token by token there, so that what is slow for one request
+is slow for all. What is too large is refused before. Whether the rest is valid, vLLM's own checks say: see `intake.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ __all__ = ["structured_outputs"]
 _MOST_CHARACTERS = 65_536
 """Of a schema or grammar as text, or of all choices together."""
 _MOST_REGEX_CHARACTERS = 8_192
+_MOST_QUANTIFIERS = 64
+"""Of a regular expression. Each that can match nothing is one more place to be in at once: ``(a|b)*`` a hundred times
+in a row takes 25 ms per token, three hundred times half a second."""
+_MOST_GRAMMAR_QUANTIFIERS = 256
 _MOST_NESTING = 64
 """Brackets within brackets, of a regular expression or grammar: the compilers recurse."""
 _MOST_REPEATS = 10_000
@@ -36,11 +40,11 @@ def structured_outputs(constraint: Constraint) -> dict[str, Any]:
         return {"json": _schema(constraint.schema)}
     if isinstance(constraint, Regex):
         _check_length(constraint.pattern, _MOST_REGEX_CHARACTERS, "regular expression", "regex")
-        _check_expression(constraint.pattern, "regular expression", "regex")
+        _check_expression(constraint.pattern, "regular expression", "regex", _MOST_QUANTIFIERS)
         return {"regex": constraint.pattern}
     if isinstance(constraint, Grammar):
         _check_length(constraint.ebnf, _MOST_CHARACTERS, "grammar", "grammar")
-        _check_expression(constraint.ebnf, "grammar", "grammar")
+        _check_expression(constraint.ebnf, "grammar", "grammar", _MOST_GRAMMAR_QUANTIFIERS)
         return {"grammar": constraint.ebnf}
     return {"choice": _choices(constraint)}
 
@@ -56,7 +60,7 @@ def _schema(schema: Mapping[str, Any]) -> str:
 
 
 def _check_schema(schema: Any, param: str) -> None:
-    """Bounds of counts and of the expressions in a schema, wherever they are in it."""
+    """Counts, references and expressions, wherever they are in a schema."""
     pending = [schema]
     while pending:
         node = pending.pop()
@@ -65,10 +69,13 @@ def _check_schema(schema: Any, param: str) -> None:
                 count = node.get(name)
                 if isinstance(count, int | float) and count > _MOST_REPEATS:
                     raise InvalidRequest(f"{name} must be at most {_MOST_REPEATS}.", param=param)
+            reference = node.get("$ref")
+            if isinstance(reference, str) and not reference.startswith("#"):
+                raise InvalidRequest("$ref must point into the schema: '#/…'.", param=param)
             pattern = node.get("pattern")
             if isinstance(pattern, str):
                 _check_length(pattern, _MOST_REGEX_CHARACTERS, "pattern", param)
-                _check_expression(pattern, "pattern", param)
+                _check_expression(pattern, "pattern", param, _MOST_QUANTIFIERS)
             pending.extend(node.values())
         elif isinstance(node, list | tuple):
             pending.extend(node)
@@ -87,8 +94,10 @@ def _check_length(text: str, most: int, what: str, param: str) -> None:
         raise InvalidRequest(f"The {what} has {len(text)} characters; {most} are the most.", param=param)
 
 
-def _check_expression(text: str, what: str, param: str) -> None:
-    """How deep brackets are nested, and how much repetitions multiply. Escapes and sets only make this stricter."""
+def _check_expression(text: str, what: str, param: str, most_quantifiers: int) -> None:
+    """How deep brackets are nested, and how much is repeated. That escapes and sets count makes it only stricter."""
+    if sum(text.count(quantifier) for quantifier in "*+?{") > most_quantifiers:
+        raise InvalidRequest(f"The {what} has more than {most_quantifiers} quantifiers.", param=param)
     depth = 0
     for character in text:
         depth += (character in "([") - (character in ")]")

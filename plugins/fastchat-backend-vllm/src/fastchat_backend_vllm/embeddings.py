@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastchat_backend_vllm.failures import as_serve_error
+from fastchat_backend_vllm.sampling import cache_salt
 from fastchat_serve import Embeddings, EmbedRequest, EngineError, ServeError
 
 __all__ = ["embed"]
@@ -29,7 +30,7 @@ async def embed(llm: Any, request: EmbedRequest, texts: Sequence[list[int]]) -> 
     except ExceptionGroup as group:  # the first of what may have gone wrong many times
         error = _first(group)
         if not isinstance(error, ServeError):
-            logger.error("request %s failed", request.id, exc_info=error)
+            logger.exception("request %s failed", request.id)
         raise as_serve_error(error) from error
     vectors = np.stack([task.result() for task in running])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -40,7 +41,7 @@ async def _vector(llm: Any, request_id: str, ids: list[int], tenant: str) -> NDA
     from vllm import PoolingParams
     from vllm.inputs.engine import tokens_input
 
-    prompt = tokens_input(ids, cache_salt=f"{tenant}\n")
+    prompt = tokens_input(ids, cache_salt=cache_salt(tenant))
     async for output in llm.encode(prompt, PoolingParams(task="embed"), request_id):
         if output.finished:
             vector: NDArray[np.float64] = output.outputs.data.float().numpy().astype(np.float64)

@@ -1,13 +1,14 @@
 """The engine as the event loop sees it.
 
-Every request has a task, which prepares it on another thread, hands it to vLLM and then sleeps until the end: outputs go
-from vLLM's own task straight into the request's sink. (vLLM's `generate` wakes a task per token and request instead,
-which takes two thirds more of the loop's time.)
+Every request has a task, which prepares it on another thread, hands it to vLLM and then sleeps until the end: outputs
+go from vLLM's own task straight into the request's sink. (vLLM's `generate` wakes a task per token and request
+instead, which takes two thirds more of the loop's time.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -17,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from fastchat_backend_vllm.embeddings import embed
-from fastchat_backend_vllm.failures import as_serve_error, dead
+from fastchat_backend_vllm.failures import as_serve_error
 from fastchat_backend_vllm.loading import Opening, abandon_and_wait
 from fastchat_backend_vllm.options import VllmOptions
 from fastchat_backend_vllm.preparation import Lanes, size
@@ -152,7 +153,7 @@ class VllmEngine:
                 stream.fail(Unavailable("The model was unloaded."))
         except Exception as error:  # whatever it was, the caller is told
             if not isinstance(error, ServeError):
-                logger.error("request %s failed", request.id, exc_info=error)
+                logger.exception("request %s failed", request.id)
             stream.fail(as_serve_error(error))
         finally:
             self._streams.pop(stream, None)
@@ -222,6 +223,8 @@ class VllmEngine:
             for process in self._processes:
                 if process.is_alive():
                     process.kill()
+            del llm, self._processes
+            await anyio.to_thread.run_sync(gc.collect)  # its parts refer to each other
 
     @property
     def _loaded(self) -> Model:

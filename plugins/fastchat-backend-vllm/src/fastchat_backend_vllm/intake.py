@@ -5,6 +5,7 @@ vLLM would make these checks on the event loop, where compiling a client's schem
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from vllm import SamplingParams
@@ -16,12 +17,15 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from fastchat_backend_vllm.answer import Answer
 from fastchat_backend_vllm.constraints import structured_outputs
 from fastchat_backend_vllm.prompts import Prompts, check_text
-from fastchat_backend_vllm.sampling import sampling_arguments
+from fastchat_backend_vllm.sampling import cache_salt, sampling_arguments
 from fastchat_backend_vllm.vocabulary import Vocabulary
 from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, PromptEcho, Regex
 from fastchat_serve.text import AnswerText
 
-__all__ = ["Intake", "Job", "salt"]
+__all__ = ["Intake", "Job"]
+
+_PLACE_IN_SOURCE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
+"""What xgrammar puts before its messages."""
 
 
 class Job(NamedTuple):
@@ -88,7 +92,9 @@ class Intake:
                 params.structured_outputs = _structured_outputs(request.constraint)
             return self._processor.process_inputs(
                 request.id,
-                tokens_input([*prompt, *request.resume_token_ids], cache_salt=salt(request.tenant, request.adapter)),
+                tokens_input(
+                    [*prompt, *request.resume_token_ids], cache_salt=cache_salt(request.tenant, request.adapter)
+                ),
                 params,
                 self._tasks,
                 lora_request=None if request.adapter is None else self._adapters[request.adapter],
@@ -98,11 +104,6 @@ class Intake:
             raise _invalid(error, request) from error
         except ValueError as error:  # some of its checks raise no narrower type
             raise InvalidRequest("vLLM does not take these parameters together.") from error
-
-
-def salt(tenant: str, adapter: str | None) -> str:
-    """What vLLM's prefix cache keeps apart: nobody finds, or times, what another client's requests left there."""
-    return f"{tenant}\n{adapter or ''}"
 
 
 def _structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
@@ -117,7 +118,7 @@ def _structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
 
 def _invalid(error: VLLMClientError, request: GenerateRequest) -> InvalidRequest:
     """vLLM's reason, which repeats what the client sent and nothing of ours."""
-    reason = str(error).split("\n", 1)[0][:300]
+    reason = _PLACE_IN_SOURCE.sub("", str(error).split("\n", 1)[0])[:300]
     if request.constraint is not None and getattr(error, "parameter", None) is None:
         return InvalidRequest(f"The constraint is not one that this engine can keep to. {reason}")
     return InvalidRequest(reason, param=getattr(error, "parameter", None))

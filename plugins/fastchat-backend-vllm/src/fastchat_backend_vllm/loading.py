@@ -20,7 +20,7 @@ from fastchat_backend_vllm.options import VllmOptions
 from fastchat_serve import ConfigError, EngineSetup, SamplingParams, StartupError
 from fastchat_serve.text import ChatTemplate
 
-__all__ = ["Opening", "Tokenizing", "advised_sampling", "read_tokenizer"]
+__all__ = ["Opening", "Tokenizing", "abandon_and_wait", "advised_sampling", "read_tokenizer"]
 
 _VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
 
@@ -88,7 +88,7 @@ class Opening:
 
     def _open(self, engine_class: Any, config: Any, executor: Any) -> Any:
         if config.model_config.is_encoder_decoder:
-            raise StartupError("encoder-decoder models are not served by this backend; backend = \"hf\" serves them")
+            raise StartupError('encoder-decoder models are not served by this backend; backend = "hf" serves them')
         try:
             return engine_class(config, executor, log_stats=False, log_requests=False)
         except Exception as error:  # what went wrong is in the process's own output

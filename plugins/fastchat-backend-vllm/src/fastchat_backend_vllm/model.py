@@ -44,16 +44,12 @@ def assemble(engine: Any, tasks: tuple[str, ...], setup: EngineSetup, options: V
     context_length: int = config.model_config.max_model_len
     tokenizing = read_tokenizer(engine, options)
     vocabulary = Vocabulary(tokenizing.tokenizer, config.model_config.get_vocab_size())
-    prompts = Prompts(
-        vocabulary, tokenizing.template, context_length=context_length, empty_prompt_id=tokenizing.bos_id
-    )
+    prompts = Prompts(vocabulary, tokenizing.template, context_length=context_length, empty_prompt_id=tokenizing.bos_id)
     adapters = {
         name: LoRARequest(name, number, str(folder.absolute()))
         for number, (name, folder) in enumerate(options.adapters.items(), 1)
     }
-    intake = Intake(
-        engine.input_processor, tasks, prompts, vocabulary, end_ids=tokenizing.end_ids, adapters=adapters
-    )
+    intake = Intake(engine.input_processor, tasks, prompts, vocabulary, end_ids=tokenizing.end_ids, adapters=adapters)
     dtype = str(config.model_config.dtype).removeprefix("torch.")
     template = tokenizing.template
     info = EngineInfo(

@@ -1,4 +1,4 @@
-"""Our sampling parameters in vLLM's form."""
+"""Our parameters of a request in vLLM's form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from fastchat_serve import GenerateRequest, InvalidRequest, Unsupported
 
-__all__ = ["sampling_arguments"]
+__all__ = ["cache_salt", "sampling_arguments"]
 
 _LEAST_TOP_P = 1e-6
 """vLLM takes no 0, which means: the most likely token alone."""
@@ -40,6 +40,11 @@ def sampling_arguments(request: GenerateRequest, *, limit: int) -> dict[str, Any
         "prompt_logprobs": None if resumed else request.prompt_logprobs,
         "detokenize": False,
     }
+
+
+def cache_salt(tenant: str, adapter: str | None = None) -> str:
+    """What vLLM's prefix cache keeps apart: nobody finds, or times, what another client's requests left there."""
+    return f"{tenant}\n{adapter or ''}"
 
 
 def _check_resumed(request: GenerateRequest) -> None:

@@ -57,13 +57,10 @@ class Stream:
             if isinstance(output, BaseException):
                 raise output
             assert self.answer is not None
-            if self._only_scores:
-                chunk = self.answer.end(output.prompt_logprobs)
-            else:
-                chunk = self.answer.take(output)
+            chunk = self.answer.end(output.prompt_logprobs) if self._only_scores else self.answer.take(output)
         except Exception as error:  # the boundary to foreign code: whatever it was, the caller is told
             if not isinstance(error, ServeError):
-                logger.error("request %s failed", self._id, exc_info=error)
+                logger.exception("request %s failed", self._id)
             self.fail(as_serve_error(error))
         else:
             self.done = output.finished
