@@ -336,8 +336,9 @@ async def test_every_curl_line_gets_an_answer(block: Block, demo_and_echo: str) 
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
 def test_every_command_line_shown_has_arguments_that_exist(block: Block, commands: dict[str, str]) -> None:
     for line in block.text.splitlines():
-        arguments = line.partition("fastchat-serve ")[2].split()
-        if arguments:
+        called = re.search(r"(?:^|[|&;] *)fastchat-serve (.+)", line)
+        if called is not None:
+            arguments = called[1].split()
             command = arguments[0] if arguments[0] in commands else ""
             assert command or arguments[0].startswith("-"), line
             known = commands[command] if command else help_of()

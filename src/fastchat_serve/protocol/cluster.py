@@ -12,6 +12,8 @@ class WorkerCard(Struct, frozen=True, kw_only=True):
 
     id: str
     models: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
+    """Those of its engine, by the names under which clients ask for them."""
     state: str
     reason: str = ""
     """Why it failed, if it did."""

@@ -29,6 +29,7 @@ def _card(worker: Worker) -> WorkerCard:
     return WorkerCard(
         id=worker.id,
         models=worker.names,
+        adapters=worker.adapters,
         state=worker.state.value,
         reason=worker.reason,
         running=load.running,
