@@ -64,6 +64,7 @@ class Stepper:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
+        self.loaded.set_running_or_notify_cancel()  # or who gives up waiting would cancel it under our hands
         try:
             model = self._load()
         except BaseException as error:  # the thread's boundary: who waits for the model learns of it, whatever it was
