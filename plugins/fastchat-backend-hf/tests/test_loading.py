@@ -21,11 +21,11 @@ from hf_answers import Folder, Opened, answer, asking
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import fastchat_backend_hf
-from fastchat_backend_hf import HfOptions, devices, open_hf, weights
+from fastchat_backend_hf import HfOptions, devices, open_hf, remarks, weights
 from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.checkpoint import fingerprint
 from fastchat_backend_hf.context import model_context_length
-from fastchat_backend_hf.devices import parse_bytes, pick_device, pick_dtype, pick_threads
+from fastchat_backend_hf.devices import bfloat16_instructions, parse_bytes, pick_device, pick_dtype, pick_threads
 from fastchat_serve import (
     Capability,
     ChatPrompt,
@@ -75,11 +75,11 @@ def test_the_hook_registers_the_engine_without_importing_torch() -> None:
     code = (
         "import sys, fastchat_backend_hf as b; found = {};"
         "b.register_engines(lambda name, factory, **more: found.update({name: (factory, more)}));"
-        "assert found['hf'] == (b.open_hf, {'contract': 1, 'options': b.HfOptions}), found;"
+        "assert found['hf'] == (b.open_hf, {'contract': 1, 'options': b.HfOptions, 'capabilities': b.CAPABILITIES});"
         "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert fastchat_backend_hf.__all__ == ["HfOptions", "open_hf", "register_engines"]
+    assert fastchat_backend_hf.__all__ == ["CAPABILITIES", "HfOptions", "open_hf", "register_engines"]
 
 
 @pytest.mark.parametrize(
@@ -351,10 +351,15 @@ async def test_remote_code_is_off_and_noted_when_on(opened: Opened) -> None:
         assert "trust_remote_code" in engine.info.notes[0]
 
 
-async def test_half_precision_works(opened: Opened) -> None:
+async def test_half_precision_works_and_says_what_it_runs_on(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(dtype="float16") as engine:
+        assert engine.info.notes == (
+            "this processor has no instructions for float16, which makes it slower than float32",
+        )
+    monkeypatch.setattr(remarks, "bfloat16_instructions", lambda: "AMX")
     async with opened(dtype="bfloat16") as engine:
         assert engine.info.dtype == "bfloat16"
-        assert engine.info.notes == ()
+        assert engine.info.notes == ("bfloat16 on the CPU's AMX",)
         got = await answer(engine, asking(temperature=1.0, seed=1, max_tokens=10, logprobs=1, ignore_eos=True))
     assert len(got.ids) == 10
 
@@ -443,6 +448,25 @@ async def test_another_chat_template_makes_another_fingerprint(opened: Opened, t
         assert engine.info.fingerprint != other.info.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("has", "limit", "expected"),
+    [
+        (("amx_bf16", "avx512_bf16"), "", "AMX"),
+        (("avx512_bf16",), "", "AVX512-BF16"),
+        ((), "", None),
+        (("amx_bf16", "avx512_bf16"), "AVX512_CORE_AMX", "AMX"),
+        (("amx_bf16", "avx512_bf16"), "avx512_core_bf16", "AVX512-BF16"),
+        (("amx_bf16", "avx512_bf16"), "AVX512_CORE", None),
+    ],
+)
+def test_bfloat16_is_as_fast_as_processor_and_environment_let_it_be(
+    monkeypatch: pytest.MonkeyPatch, has: tuple[str, ...], limit: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert bfloat16_instructions() == expected
+
+
 def test_devices_types_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert pick_device("cpu") == cpu
@@ -492,13 +516,6 @@ async def test_a_lora_folder_is_merged(opened: Opened, tmp_path: Path) -> None:
         assert engine.info.fingerprint != plain[1]
     assert got.ids == expected[0, 3:].tolist()
     assert got.ids != plain[0].ids
-
-
-async def test_layers_may_be_spread_by_accelerate(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened() as engine:
-        plain = await answer(engine, asking())
-    async with opened(device_map="sequential", max_memory={"cpu": "1GiB"}) as engine:
-        assert (await answer(engine, asking())).ids == plain.ids
 
 
 async def test_the_batch_is_used_by_default(opened: Opened) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
@@ -41,6 +41,7 @@ _IDENTITY_FILES = (
     "special_tokens_map.json",
 )
 """What, beside weights and chat template, decides which tokens a request becomes and where its answer ends."""
+_PLAIN_NUMBERS = ("F64", "F32", "F16", "BF16")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAMPLE = 2**20
 _SAMPLES = 64
@@ -61,13 +62,34 @@ class Checkpoint:
         return self.config.get_text_config(decoder=True)
 
     @property
+    def quantization(self) -> Mapping[str, Any]:
+        """How the weights are quantised, in the words of the config; empty if they are not."""
+        found = getattr(self.config, "quantization_config", None) or {}
+        return found if isinstance(found, Mapping) else dict(found.to_dict())
+
+    @property
+    def quantization_method(self) -> str | None:
+        """``gptq``, ``awq``, ``compressed-tensors`` and so on; None: the weights are plain numbers."""
+        method = self.quantization.get("quant_method")
+        if method is None and (self.quantization.get("load_in_8bit") or self.quantization.get("load_in_4bit")):
+            return "bitsandbytes"
+        return None if method is None else str(method)
+
+    @property
     def weight_files(self) -> list[Path]:
         """In a fixed order; pickles only if there are no safetensors."""
         return weight_files(self.folder)
 
-    def weights_bytes(self, itemsize: float) -> int:
-        """Bytes of the weights once each number takes `itemsize`."""
-        return int(sum(_numbers(path) * itemsize for path in self.weight_files))
+    def weights_bytes(self, itemsize: float, *, unpacked_bits: int | None = None) -> int:
+        """Bytes of the weights once each plain number takes `itemsize`.
+
+        Quantised ones stay as they are; with `unpacked_bits` they become plain numbers, of so many bits in the file.
+        """
+        sizes = [_sizes(path) for path in self.weight_files]
+        numbers, quantized_bytes = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
+        if unpacked_bits is not None:
+            numbers, quantized_bytes = numbers + quantized_bytes * 8 // unpacked_bits, 0
+        return int(numbers * itemsize) + quantized_bytes
 
 
 def open_checkpoint(model: str, *, revision: str | None, trust_remote_code: bool, progress: Progress) -> Checkpoint:
@@ -126,17 +148,26 @@ def _samples(path: Path) -> Iterator[bytes]:
             yield file.read(_SAMPLE)
 
 
-def _numbers(path: Path) -> int:
-    """How many numbers a weights file holds."""
+def _sizes(path: Path) -> tuple[int, int]:
+    """How many plain numbers a weights file holds, and how many bytes of others."""
     if path.suffix != ".safetensors":
-        return path.stat().st_size // 2  # most pickles hold half precision
+        return path.stat().st_size // 2, 0  # most pickles hold half precision
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(length, path.stat().st_size)))
         except ValueError as error:
             raise StartupError(f"{path.name} of the model is no safetensors file, or was cut short") from error
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    numbers = quantized_bytes = 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        if tensor["dtype"] in _PLAIN_NUMBERS:
+            numbers += prod(tensor["shape"])
+        else:
+            begin, end = tensor["data_offsets"]
+            quantized_bytes += end - begin
+    return numbers, quantized_bytes
 
 
 def _kind(model: str, config: PreTrainedConfig, trust_remote_code: bool) -> Kind:

@@ -30,6 +30,7 @@ from fastchat_backend_hf.generation import Generation
 from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
+from fastchat_backend_hf.remarks import remarks
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_backend_hf.weights import load_weights
 from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
@@ -78,20 +79,18 @@ def load(setup: EngineSetup, options: HfOptions) -> LoadedModel:
         adapters = adapt(model, options.adapters)
         fuse(model)
         progress("checking the model")
-        return _assemble(checkpoint, options, tokenizer, model, adapters, dtype)
+        return _assemble(checkpoint, options, tokenizer, model, adapters)
 
 
 def _assemble(
-    checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, model: Any, adapters: Adapters, dtype: torch.dtype
+    checkpoint: Checkpoint, options: HfOptions, tokenizer: Any, model: Any, adapters: Adapters
 ) -> LoadedModel:
-    notes: list[str] = []
-    if options.trust_remote_code:
-        notes.append("Python code that came with the model may run here (trust_remote_code)")
+    device = execution_device(model.get_input_embeddings())
+    notes = [*remarks(checkpoint, options, model, device)]
     context_length = _context_length(checkpoint, options, tokenizer, notes)
     source = _template_source(options, tokenizer) if checkpoint.kind != "encoder" else None
     template = _chat_template(source, options, tokenizer) if source else None
     vocabulary = Vocabulary(_backend(tokenizer), model.get_input_embeddings().num_embeddings)
-    device = execution_device(model.get_input_embeddings())
     generation = None
     if checkpoint.kind != "encoder":
         runner, context_length, reasons = choose_runner(checkpoint, model, adapters, options, context_length)
@@ -111,10 +110,10 @@ def _assemble(
     info = EngineInfo(
         context_length=context_length,
         capabilities=_capabilities(checkpoint, template, adapters),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         device=str(device),
         fingerprint=fingerprint(
-            folders, str(dtype), device.type, options.quantization or "", source or "", *adapters.names
+            folders, str(model.dtype), device.type, options.quantization or "", source or "", *adapters.names
         ),
         sampling=_advised_sampling(model) if options.generation_config else SamplingParams(),
         tool_parser=template.tool_parser if template is not None else "",

@@ -31,10 +31,16 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of weights and cache. ``auto``: the checkpoint's own; on a CPU float32, except for bfloat16 where it has that."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """Spread the layers over several devices, as accelerate does. None: all on `device`."""
+    offload_folder: Path | None = None
+    """With `device_map`: layers for which no device has room may stay on disk, and be read for every pass. They are
+    read from the model's own files, or from copies in this folder where those must be rewritten."""
     max_memory: dict[Annotated[str, Meta(pattern=r"^(\d+|cpu)$")], _Bytes] = {}
     """With `device_map`: the most to use per device, for instance ``{"0" = "20GiB", cpu = "64GiB"}``."""
     quantization: Quantization | None = None
-    """Shrink the weights while loading. Needs the extra of the same name."""
+    """Shrink the weights while loading; checkpoints that are quantised already need nothing. Needs the extra of the
+    same name."""
+    gptq_kernel: Literal["auto", "torch", "triton", "exllama_v2", "marlin", "machete"] = "auto"
+    """What multiplies with the weights of a GPTQ or AWQ checkpoint. ``auto``: the fastest that gptqmodel finds."""
     lora: Path | None = None
     """Folder of a LoRA adapter, merged into the weights while loading. Needs the extra ``peft``."""
     adapters: dict[Annotated[str, Meta(min_length=1)], Path] = {}
@@ -73,5 +79,7 @@ class HfOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.max_memory and self.device_map is None:
             raise ValueError("max_memory only works with device_map")
+        if self.offload_folder is not None and self.device_map is None:
+            raise ValueError("offload_folder only works with device_map")
         if self.kv_cache_tokens is not None and self.kv_cache_bytes is not None:
             raise ValueError("give one of kv_cache_tokens and kv_cache_bytes")

@@ -23,7 +23,9 @@ __all__ = ["PackedLinear", "is_plain", "pack_head", "product"]
 def is_plain(module: object) -> bool:
     """Whether this is torch's own linear layer, not quantised, with weights on the CPU. Adapters may be beside it."""
     module = unadapted(module)
-    return type(module) is nn.Linear and type(module.weight.data) is Tensor and module.weight.device.type == "cpu"
+    if type(module) is not nn.Linear or "forward" in vars(module):  # quantisers exchange the one or the other
+        return False
+    return type(module.weight.data) is Tensor and module.weight.device.type == "cpu"
 
 
 def product(*layers: Any) -> Callable[[Tensor], Tensor]:

@@ -20,7 +20,7 @@ from fastchat_backend_hf.checkpoint import Checkpoint, Kind
 from fastchat_backend_hf.devices import free_memory, parse_bytes
 from fastchat_backend_hf.failures import is_out_of_memory
 from fastchat_backend_hf.options import HfOptions
-from fastchat_backend_hf.quantization import quantizer, shrunk_itemsize
+from fastchat_backend_hf.quantization import prepare_stored, quantizer, shrunk_itemsize, unpacked_bits
 from fastchat_serve import Progress, StartupError
 
 __all__ = ["load_weights"]
@@ -36,12 +36,16 @@ def load_weights(
     checkpoint: Checkpoint, options: HfOptions, device: torch.device, dtype: torch.dtype, progress: Progress
 ) -> Any:
     """The model of `checkpoint`, ready for inference. Raises `StartupError`."""
+    prepare_stored(checkpoint, options, device)
     _check_memory(checkpoint, options, device, dtype)
     settings: dict[str, Any] = {"device_map": options.device_map or {"": device}}
     if options.max_memory:
         settings["max_memory"] = _memory_caps(options)
+    if options.offload_folder is not None:
+        settings["offload_folder"] = options.offload_folder
     if options.quantization is not None:
-        settings["quantization_config"] = quantizer(options.quantization, dtype)
+        offloads = options.device_map is not None
+        settings["quantization_config"] = quantizer(options.quantization, dtype, offloads=offloads)
     try:
         with _reported(progress):
             model, report = _AUTO[checkpoint.kind].from_pretrained(
@@ -60,14 +64,23 @@ def load_weights(
     if checkpoint.kind != "encoder" and (missing := sorted(report["missing_keys"])):
         # transformers would go on with random numbers in their place. An encoder may lack its pooling head.
         raise StartupError(f"the weights lack {len(missing)} tensors, for instance {missing[0]}")
+    on_disk = sum(place == "disk" for place in getattr(model, "hf_device_map", {}).values())
+    if on_disk and options.offload_folder is None:
+        raise StartupError(f"no device has room for {on_disk} parts of the model; `offload_folder` leaves them on disk")
     if options.lora is not None:
-        model = _with_lora(model, options.lora, merge=options.quantization is None)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise StartupError("`lora` cannot be merged into layers that are offloaded; `adapters` run beside them")
+        stored_plain = checkpoint.quantization_method is None or unpacked_bits(checkpoint, device) is not None
+        model = _with_lora(model, options.lora, merge=options.quantization is None and stored_plain)
     return model.eval()
 
 
 def _check_memory(checkpoint: Checkpoint, options: HfOptions, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse before loading what cannot fit: running out half-way takes minutes, or the whole machine."""
-    needed = checkpoint.weights_bytes(shrunk_itemsize(options.quantization, dtype))
+    if options.offload_folder is not None:
+        return  # what fits nowhere else stays on disk, where it is already
+    itemsize = shrunk_itemsize(options.quantization, dtype)
+    needed = checkpoint.weights_bytes(itemsize, unpacked_bits=unpacked_bits(checkpoint, device))
     free = free_memory(device)
     if options.device_map is not None:
         free = sum(_caps_or_free(options, device))
@@ -76,7 +89,7 @@ def _check_memory(checkpoint: Checkpoint, options: HfOptions, device: torch.devi
         raise StartupError(
             f"not enough memory: the weights take about {needed / 2**30:.1f} GiB as {options.quantization or dtype}, "
             f"and {where} {free / 2**30:.1f} GiB free; "
-            "choose a smaller model, a smaller `dtype`, a `quantization` or a `device_map`"
+            "choose a smaller model, a smaller `dtype`, a `quantization`, or a `device_map` with an `offload_folder`"
         )
 
 
