@@ -9,12 +9,12 @@ from fastchat_backend_openai.events import Choice, Event, Logprobs, TokenEntry, 
 from fastchat_serve import Chunk, EngineError, FinishReason, TokenLogprob, ToolCall, Usage
 from fastchat_serve.text import StopStrings
 
-__all__ = ["MAX_TOOL_CALL_CHARS", "UpstreamAnswer"]
+__all__ = ["FINISH_REASONS", "MAX_TOOL_CALL_CHARS", "UpstreamAnswer"]
 
 MAX_TOOL_CALL_CHARS = 8 * 1024 * 1024
 """Of all calls of one answer: they are held back until they are complete."""
 
-_FINISH_REASONS: MappingProxyType[str, FinishReason] = MappingProxyType(
+FINISH_REASONS: MappingProxyType[str, FinishReason] = MappingProxyType(
     {
         "stop": "stop",
         "eos": "stop",
@@ -123,7 +123,7 @@ class UpstreamAnswer:
             self._logprobs += _token_logprobs(choice.logprobs, self._alternatives)
         if choice.finish_reason is not None:
             self.finish_reason = _finish_reason(choice.finish_reason)
-            self._stop_match = choice.stop_reason
+            self._stop_match = choice.stop_reason if choice.stop_reason is not None else choice.matched_stop
 
     def _counts(self) -> Usage:
         counts = self._usage
@@ -226,6 +226,6 @@ def _data(entry: TokenEntry | TopEntry) -> bytes:
 def _finish_reason(reason: str) -> FinishReason:
     if reason == "content_filter":
         raise EngineError("The upstream's content filter ended the answer.", code="content_filter")
-    if reason not in _FINISH_REASONS:
+    if reason not in FINISH_REASONS:
         raise EngineError("The upstream ended the answer, and says neither by a stop nor for its length.")
-    return _FINISH_REASONS[reason]
+    return FINISH_REASONS[reason]

@@ -126,10 +126,9 @@ class OpenAIEngine:
         self._streams.add(stream)
         try:
             path, body = self._body(request)
-            data = _encode(body)
-        except (ServeError, UnicodeError) as error:  # a lone surrogate cannot be sent
-            refusal = error if isinstance(error, ServeError) else InvalidRequest("The prompt is not valid Unicode.")
-            loop.call_soon(stream.fail, refusal)
+            data = _json(body)
+        except ServeError as error:
+            loop.call_soon(stream.fail, error)
         else:
             stream.call = self._pool.submit(self._upstream.post(path, data, request.id), stream)
         return stream
@@ -141,7 +140,7 @@ class OpenAIEngine:
         body = {"model": self._model, **embedding_body(request, dialect=self._dialect)}
         self._embedding += 1
         try:
-            post = self._upstream.post(_EMBEDDINGS, _encode(body), request.id)
+            post = self._upstream.post(_EMBEDDINGS, _json(body), request.id)
             reply = await self._upstream.fetch(post, self._options.max_reply_bytes)
             if reply.head.status != 200:
                 raise self._failures.of_reply(reply.head.status, reply.body, reply.head.get(b"retry-after"))
@@ -245,6 +244,14 @@ class OpenAIEngine:
 
 
 _AWAY = "The upstream does not answer at the moment."
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    """Raises `InvalidRequest` for half a character, which JSON cannot hold."""
+    try:
+        return _encode(body)
+    except UnicodeError:
+        raise InvalidRequest("The prompt is not valid Unicode.", param="prompt") from None
 
 
 def _key(options: OpenAIOptions, environ: Mapping[str, str] | None = None) -> str:

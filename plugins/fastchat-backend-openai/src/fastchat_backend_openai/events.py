@@ -81,6 +81,8 @@ class Choice(Struct):
     """vLLM's, if asked for."""
     stop_reason: str | int | None = None
     """vLLM's: the stop string or stop token that ended the answer."""
+    matched_stop: str | int | None = None
+    """The same in SGLang's words; it names the end of a sequence as well."""
 
 
 class PromptDetails(Struct):
