@@ -71,6 +71,8 @@ class ChatTemplate:
 
         Raises `InvalidRequest` if an option is not allowed or the template does not take the conversation.
         """
+        if not prompt.messages:
+            raise InvalidRequest("A conversation needs at least one message.", param="messages")
         messages = [self._message(message) for message in prompt.messages]
         if prompt.continue_final:
             _mark_end(messages)

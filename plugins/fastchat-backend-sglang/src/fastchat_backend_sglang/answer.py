@@ -7,11 +7,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from fastchat_backend_sglang.vocabulary import Vocabulary
 from fastchat_serve import Chunk, GenerateRequest, PromptEcho, TokenLogprob, Usage
-from fastchat_serve.text import AnswerText
+from fastchat_serve.text import AnswerText, PreparedPrompt, Vocabulary
 
 __all__ = ["AnswerInTheMaking"]
+
+_Entry = tuple[Any, int, object]
+"""A token as SGLang reports it: log-probability, id, and a text that is not asked for."""
 
 
 class AnswerInTheMaking:
@@ -26,21 +28,18 @@ class AnswerInTheMaking:
     def __init__(
         self,
         request: GenerateRequest,
+        prepared: PreparedPrompt,
         vocabulary: Vocabulary,
-        *,
-        prompt: Sequence[int],
-        limit: int,
-        echo: PromptEcho | None,
         end_ids: frozenset[int],
     ) -> None:
-        """`limit`: tokens of the whole answer. `end_ids` end every answer. Raises `InvalidRequest`."""
-        self.prompt, self.complete = prompt, False
-        self.left = max(limit - len(request.resume_token_ids), 0)
-        self._request, self._vocabulary, self._echo = request, vocabulary, echo
+        """`end_ids` end every answer. Raises `InvalidRequest`."""
+        self.prompt, self.complete = prepared.token_ids, False
+        self.left = max(prepared.limit - len(request.resume_token_ids), 0)
+        self._request, self._vocabulary, self._echo = request, vocabulary, prepared.echo
         sampling = request.sampling
         self._stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else end_ids)
         self._count, self._cached = len(request.resume_token_ids), 0
-        self._text = AnswerText(vocabulary.tokenizer, prompt_ids=prompt, stops=sampling.stop)
+        self._text = AnswerText(vocabulary.tokenizer, prompt_ids=self.prompt, stops=sampling.stop)
         resumed = request.resume_token_ids
         self._stopped_by = resumed[-1] if resumed and resumed[-1] in self._stop_ids else None
         self._text.resume(resumed if self._stopped_by is None else resumed[:-1])
@@ -110,15 +109,23 @@ class AnswerInTheMaking:
         )
 
     def _logprobs(self, meta: Mapping[str, Any], count: int) -> tuple[TokenLogprob, ...]:
-        return self._vocabulary.logprobs(
-            meta["output_token_logprobs"][:count],
-            (meta.get("output_top_logprobs") or ())[:count],
-            self._request.logprobs or 0,
+        return self._shown(
+            meta["output_token_logprobs"][:count], meta.get("output_top_logprobs"), self._request.logprobs or 0
         )
 
     def _prompt_logprobs(self, meta: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
-        return self._vocabulary.logprobs(
-            meta["input_token_logprobs"], meta.get("input_top_logprobs") or (), self._request.prompt_logprobs or 0
+        return self._shown(
+            meta["input_token_logprobs"], meta.get("input_top_logprobs"), self._request.prompt_logprobs or 0
+        )
+
+    def _shown(
+        self, drawn: Sequence[_Entry], top: Sequence[Sequence[_Entry] | None] | None, alternatives: int
+    ) -> tuple[TokenLogprob, ...]:
+        return tuple(
+            self._vocabulary.logprob(
+                token, value, [(id, logprob) for logprob, id, _ in (top[row] or ())[:alternatives]] if top else ()
+            )
+            for row, (value, token, _) in enumerate(drawn)
         )
 
     def _take_echo(self) -> PromptEcho | None:

@@ -55,7 +55,7 @@ def check(constraint: Constraint) -> None:
     backends read as much of it as they can.
     """
     (text,) = as_params(constraint).values()
-    if not text:
+    if not text or (isinstance(constraint, Choice) and not constraint.options):
         raise InvalidRequest("The constraint is empty, so nothing can match it.", param=field(constraint))
     if len(text) > _LONGEST:
         raise InvalidRequest(

@@ -114,7 +114,7 @@ class SglangEngine:
         self._opened: asyncio.Future[EngineInfo] = self._loop.create_future()
         self._closing = False
         self._setup.progress("starting SGLang")
-        self._process = await anyio.to_thread.run_sync(HostProcess, self._options)
+        self._process = await anyio.to_thread.run_sync(HostProcess)
         try:
             self._connection = await Connection.over(self._process.channel, FromHost, self._on_message, self._on_lost)
             self._connection.send(Open(self._setup.model, self._options))

@@ -9,17 +9,14 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
-from fastchat_backend_sglang.checkpoint import advised_sampling, fingerprint, folder_of
 from fastchat_backend_sglang.failure import read_failure
 from fastchat_backend_sglang.options import SglangOptions
-from fastchat_backend_sglang.prompts import Prompts
 from fastchat_backend_sglang.scheduler import run_scheduler
-from fastchat_backend_sglang.vocabulary import Vocabulary
 from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate
+from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint
+from fastchat_serve.text import ChatTemplate, Prompts, Vocabulary, chat_template_of
 
 __all__ = ["Loaded", "load"]
 
@@ -45,8 +42,6 @@ _OURS: Final = frozenset(
 )
 """Arguments that the backend depends on."""
 
-_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -64,11 +59,11 @@ class Loaded:
 def load(model: str, options: SglangOptions, progress: Callable[[str], None]) -> Loaded:
     """Open `model`. Raises `StartupError`."""
     progress("finding the model")
-    folder = folder_of(model, options.revision)
-    source = _configured_template(options.chat_template) if options.chat_template is not None else None
+    folder = find_folder(model, revision=options.revision, with_code=options.trust_remote_code)
+    _check_files(options)
     progress("importing SGLang")
-    engine_class = _engine_class()
     device = _device(options)
+    engine_class = _engine_class()
     arguments = _arguments(folder, options, device)
     progress("loading the model")
     try:
@@ -77,7 +72,16 @@ def load(model: str, options: SglangOptions, progress: Callable[[str], None]) ->
         reason = read_failure() or " ".join(str(error).split()) or type(error).__name__
         raise StartupError(f"SGLang cannot serve {model}: {reason}") from error
     progress("reading the tokenizer")
-    return _assemble(engine, folder, options, device, source)
+    return _assemble(engine, folder, options, device)
+
+
+def _check_files(options: SglangOptions) -> None:
+    """Before the minute that loading takes."""
+    if options.chat_template is not None and not options.chat_template.is_file():
+        raise ConfigError(f"no such chat template file: {options.chat_template}")
+    for name, path in options.adapters.items():
+        if not (path / "adapter_config.json").is_file():
+            raise StartupError(f"the adapter {name} has no adapter_config.json in {path}")
 
 
 def _engine_class() -> type[Any]:
@@ -99,16 +103,17 @@ def _engine_class() -> type[Any]:
 
 
 def _device(options: SglangOptions) -> str:
+    """Also tells SGLang, which wants to know before it is imported, if it is the CPU."""
+    import torch
+
+    if options.device == "cpu" or (options.device == "auto" and not torch.accelerator.is_available()):
+        os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than it ever gains there
+        return "cpu"
     if options.device != "auto":
         return options.device
-    from sglang.srt.utils import get_device
-
-    try:
-        return str(get_device()).partition(":")[0]
-    except Exception as error:  # SGLang finds none
-        raise StartupError(
-            'SGLang finds no accelerator here. To run on the CPU, set device = "cpu" in the options'
-        ) from error
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def _arguments(folder: Path, options: SglangOptions, device: str) -> dict[str, Any]:
@@ -152,12 +157,8 @@ def _arguments(folder: Path, options: SglangOptions, device: str) -> dict[str, A
     }
     arguments |= {name: value for name, value in optional.items() if value is not None}
     if options.adapters:
-        for name, path in options.adapters.items():
-            if not (path / "adapter_config.json").is_file():
-                raise StartupError(f"the adapter {name} has no adapter_config.json in {path}")
         arguments |= {"enable_lora": True, "lora_paths": {name: str(path) for name, path in options.adapters.items()}}
     if device == "cpu":
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes longer than it ever gains
         arguments = _cpu_defaults(options, length) | arguments
     for name, value in options.extra.items():
         _check_extra(name, ServerArgs.__struct_fields__)
@@ -204,7 +205,7 @@ def _model_context_length(folder: Path, options: SglangOptions) -> int:
     return int(get_context_length(get_hf_text_config(config)))
 
 
-def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str, source: str | None) -> Loaded:
+def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str) -> Loaded:
     from tokenizers import Tokenizer
 
     manager = engine.tokenizer_manager
@@ -215,19 +216,20 @@ def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str, so
     own.no_truncation()
     own.no_padding()
     vocabulary = Vocabulary(own, manager.model_config.vocab_size)
-    source = source or _own_template(tokenizer)
-    template = _chat_template(source, options, tokenizer) if source and options.task == "generate" else None
+    template = None
+    if options.task == "generate":
+        template = chat_template_of(tokenizer, file=options.chat_template, variables=options.chat_template_kwargs)
     scheduler = engine._scheduler_init_result.scheduler_infos[0]
     length, notes = _context_length(manager, scheduler, options)
     dtype = str(manager.model_config.dtype).removeprefix("torch.")
-    adapters = (f"{name}={fingerprint(path)}" for name, path in sorted(options.adapters.items()))
-    salt = (dtype, device, options.quantization or "", source or "", *adapters)
+    folders = [folder, *(path for _, path in sorted(options.adapters.items()))]
+    written = str(tokenizer.chat_template) if options.chat_template is None else options.chat_template.read_text()
     info = EngineInfo(
         context_length=length,
         capabilities=_capabilities(engine, options, template),
         dtype=dtype,
         device=device,
-        fingerprint=fingerprint(folder, *salt),
+        fingerprint=fingerprint(folders, dtype, device, options.quantization or "", *sorted(options.adapters), written),
         sampling=advised_sampling(folder) if options.generation_config else SamplingParams(),
         tool_parser=template.tool_parser if template is not None else "",
         adapters=tuple(options.adapters),
@@ -296,21 +298,3 @@ def _end_ids(manager: Any) -> frozenset[int]:
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
-
-
-def _own_template(tokenizer: Any) -> str | None:
-    source: str | Mapping[str, str] | None = tokenizer.chat_template
-    return source.get("default") if isinstance(source, Mapping) else source
-
-
-def _chat_template(source: str, options: SglangOptions, tokenizer: Any) -> ChatTemplate:
-    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
-    return ChatTemplate(source, special_tokens=special, options=variables)
-
-
-def _configured_template(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"no such chat template file: {file} ({error})") from error

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from fastchat_serve.text import VariableType
+
 __all__ = ["SglangOptions"]
 
 _Positive = Annotated[int, Meta(ge=1)]
@@ -17,7 +19,7 @@ class SglangOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What is not set is left to SGLang, except on a CPU: see the manual."""
 
     device: Literal["auto", "cpu", "cuda", "xpu", "hpu", "npu", "musa"] = "auto"
-    """Where the model runs. ``auto``: the accelerator that SGLang finds, otherwise the CPU."""
+    """Where the model runs. ``auto``: the accelerator that there is, otherwise the CPU."""
     task: Literal["generate", "embed"] = "generate"
     """What the model is for; SGLang does one of the two."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -60,7 +62,7 @@ class SglangOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Run Python code that comes with the model. It can do whatever this server can."""
     chat_template: Path | None = None
     """A file with a Jinja chat template, instead of the model's own."""
-    chat_template_kwargs: dict[str, Literal["bool", "int", "float", "str"]] = {}
+    chat_template_kwargs: dict[str, VariableType] = {}
     """Variables of the template that a request may set, and their types: ``{enable_thinking = "bool"}``."""
     generation_config: bool = True
     """Take temperature, top_p, top_k and min_p from the model's generation config where a request leaves them open.

@@ -20,8 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastchat_backend_sglang.options import SglangOptions
-
 __all__ = ["HostProcess"]
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class HostProcess:
         pid: Of the host, and of its process group.
     """
 
-    def __init__(self, options: SglangOptions) -> None:
+    def __init__(self) -> None:
         """Starts it. Blocking, if not for long."""
         self.channel, theirs = socket.socketpair()
         self._folder = Path(tempfile.mkdtemp(prefix="fastchat-sglang-"))
@@ -51,7 +49,7 @@ class HostProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what SGLang prints is for the operator; the server's own output may be somebody's data
                 start_new_session=True,
-                env=_environment(options, self._folder),
+                env=_environment(self._folder),
             )
         except BaseException:
             self.channel.close()
@@ -86,12 +84,9 @@ class HostProcess:
             return None
 
 
-def _environment(options: SglangOptions, folder: Path) -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     """What SGLang reads when it is imported, so before it knows its arguments."""
-    environment = dict(os.environ)
-    if options.device == "cpu":
-        environment["SGLANG_USE_CPU_ENGINE"] = "1"
-    environment |= {
+    environment = dict(os.environ) | {
         "TMPDIR": str(folder),  # its sockets, which it leaves behind
         "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # of the distribution before temperature
         "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # some tokens more than we let in: it keeps a few to itself

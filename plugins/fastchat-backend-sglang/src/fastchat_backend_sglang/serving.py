@@ -10,7 +10,6 @@ import signal
 import socket
 import uuid
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -51,15 +50,14 @@ from fastchat_serve import (
     TokenPrompt,
     Unsupported,
 )
+from fastchat_serve.text import Lanes, is_slow
 
 __all__ = ["serve"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_LONG = 32_768
-"""Characters or tokens from which on a prompt is long: work of some twenty milliseconds."""
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 _LOAD_INTERVAL_S = 0.5
 
@@ -90,7 +88,7 @@ class _Serving:
         self._seeded = Capability.SEED in loaded.info.capabilities
         self._jobs: dict[int, _Job] = {}
         self._over = asyncio.Event()
-        self._short, self._long = (ThreadPoolExecutor(1, f"prompts-{kind}") for kind in ("short", "long"))
+        self._lanes = Lanes("fastchat-sglang-prompts")
         self._load_reader = self._manager.load_snapshot_reader
 
     async def run(self, channel: socket.socket, tasks: asyncio.TaskGroup) -> None:
@@ -142,7 +140,7 @@ class _Serving:
     async def _generate(self, request: GenerateRequest, job: _Job) -> None:
         if request.adapter is not None and request.adapter not in self._loaded.info.adapters:
             raise Unsupported("This engine has no such adapter.", param="model")
-        making = await self._off_loop(_size(request.prompt), partial(self._prepare, request))
+        making = await self._off_loop(request, partial(self._prepare, request))
         if job.aborted:
             return
         if making.drawn:
@@ -164,13 +162,10 @@ class _Serving:
             raise EngineError("The engine ended this answer without a reason.")
 
     def _prepare(self, request: GenerateRequest) -> AnswerInTheMaking:
-        prompt, limit, echo = self._prompts.prepare(request)
+        prepared = self._prompts.prepare(request)
         if request.constraint is not None:
             constraints.check(request.constraint)
-        loaded = self._loaded
-        return AnswerInTheMaking(
-            request, loaded.vocabulary, prompt=prompt, limit=limit, echo=echo, end_ids=loaded.end_ids
-        )
+        return AnswerInTheMaking(request, prepared, self._loaded.vocabulary, self._loaded.end_ids)
 
     async def _outputs(self, request: GenerateRequest, making: AnswerInTheMaking, rid: str) -> Any:
         scored = making.scores_prompt
@@ -194,19 +189,19 @@ class _Serving:
                 value = await self._embed(question.request, job)
             case Tokenize():
                 prompt = question.prompt
-                value = tuple(await self._off_loop(_size(prompt), partial(self._prompts.token_ids, prompt)))
+                value = tuple(await self._off_loop(prompt, partial(self._prompts.token_ids, prompt)))
             case Detokenize():
                 ids = question.token_ids
-                value = await self._off_loop(len(ids), partial(self._prompts.text, ids))
+                value = await self._off_loop(TokenPrompt(ids), partial(self._prompts.text, ids))
             case Render():
                 prompt = question.prompt
-                value = await self._off_loop(_size(prompt), partial(self._prompts.render, prompt))
+                value = await self._off_loop(prompt, partial(self._prompts.render, prompt))
         self._connection.send(Answer(job.key, value))
 
     async def _embed(self, request: EmbedRequest, job: _Job) -> Embeddings:
         from sglang.srt.managers.io_struct import EmbeddingReqInput
 
-        texts = await self._off_loop(sum(map(_size, request.inputs)), partial(self._prompts.texts, request))
+        texts = await self._off_loop(request, partial(self._prompts.inputs, request))
         whole = EmbeddingReqInput(input_ids=texts, rid=[f"{job.rid}{number:06}" for number in range(len(texts))])
         async with aclosing(self._manager.generate_request(whole)) as results:
             found = await anext(results)
@@ -214,8 +209,8 @@ class _Serving:
         vectors /= numpy.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
         return Embeddings(vectors.tobytes(), vectors.shape[1], sum(map(len, texts)))
 
-    async def _off_loop(self, length: int, work: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._long if length >= _LONG else self._short, work)
+    async def _off_loop(self, about: GenerateRequest | EmbedRequest | Prompt, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._lanes.submit(work, slow=is_slow(about)))
 
     # ------------------------------------------------------------------------------------- SGLang
 
@@ -255,12 +250,3 @@ class _Serving:
                 self._connection.send(Load(used))
                 told = used
             await asyncio.sleep(_LOAD_INTERVAL_S)
-
-
-def _size(prompt: TextPrompt | TokenPrompt | ChatPrompt) -> int:
-    """About how long a prompt is, in characters or tokens."""
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    if isinstance(prompt, TokenPrompt):
-        return len(prompt.token_ids)
-    return sum(len(message.text) for message in prompt.messages)
