@@ -71,11 +71,11 @@ class ChatTemplate:
 
         Raises `InvalidRequest` if an option is not allowed or the template does not take the conversation.
         """
-        if not prompt.messages:
-            raise InvalidRequest("A conversation needs at least one message.", param="messages")
         messages = [self._message(message) for message in prompt.messages]
         if prompt.continue_final:
             _mark_end(messages)
+        elif not messages:
+            raise InvalidRequest("A conversation needs at least one message.", param="messages")
         text = self._template.render(
             self._checked_options(prompt.template_options or {})
             | self._special_tokens
