@@ -144,6 +144,14 @@ async def test_ids_that_are_none_of_the_models_are_refused(opened: Opened) -> No
         for fields in ({"logit_bias": {5000: 1.0}}, {"stop_token_ids": (-1,)}, {"resume_token_ids": (2048,)}):
             with pytest.raises(InvalidRequest, match="none of this model's 2048"):
                 await answer(engine, asking(**fields))
+        with pytest.raises(InvalidRequest, match="none of this model's 2048"):
+            await engine.detokenize((2**63,))
+
+
+async def test_a_conversation_without_a_message_is_refused(opened: Opened) -> None:
+    async with opened() as engine:
+        with pytest.raises(InvalidRequest, match="at least one message"):
+            await answer(engine, asking(ChatPrompt(())))
 
 
 async def test_log_probabilities_are_those_before_any_change(opened: Opened, reference: Reference) -> None:

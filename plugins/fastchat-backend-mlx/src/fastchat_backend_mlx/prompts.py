@@ -78,10 +78,13 @@ class Prompts:
         """The conversation as text. Raises `InvalidRequest`."""
         if self._template is None:
             raise Unsupported("This model has no chat template, so it cannot chat.", param="messages")
+        if not prompt.messages:
+            raise InvalidRequest("A conversation needs at least one message.", param="messages")
         return self._template.render(prompt)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """What the tokens say, special ones included."""
+        """What the tokens say, special ones included. Raises `InvalidRequest`."""
+        self._check_ids("tokens", token_ids)
         (text,) = self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=False)
         return text
 
