@@ -58,7 +58,8 @@ def engine_arguments(
         "pipeline_parallel_size": options.pipeline_parallel_size,
         "trust_remote_code": options.trust_remote_code,
         "scheduling_policy": "priority",
-        "structured_outputs_config": {"backend": options.structured_outputs},
+        # Where white space is free, a model that is drawn from at random may go on with it until `max_tokens`.
+        "structured_outputs_config": {"backend": options.structured_outputs, "disable_any_whitespace": True},
         "shutdown_timeout": _DRAIN_S,
         **{name: value for name, value in open_to_vllm.items() if value is not None},
         **_lora_arguments(options),

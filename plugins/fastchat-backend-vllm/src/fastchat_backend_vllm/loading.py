@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -35,19 +36,15 @@ class Opening:
         self._setup, self._options = setup, options
         self._ended = threading.Event()
         self._abandoned = False
+        self._others: set[BaseProcess] = set()
 
     def run(self) -> Any:
         """vLLM's engine. Raises `StartupError`."""
         try:
             with vllm_environment(self._options):
                 self._others = set(active_children())
-                self._setup.progress("importing vLLM")
-                engine_class, config, executor = self._config()
-                self._setup.progress("starting the engine's process and loading the weights")
-                engine = self._open(engine_class, config, executor)
-            if self._abandoned:
-                engine.shutdown(timeout=0)
-            return engine
+                # In no variable: something in vLLM keeps an exception, whose frames would keep the engine for ever.
+                return self._unless_abandoned(self._open(*self._config()))
         finally:
             self._ended.set()
 
@@ -55,11 +52,17 @@ class Opening:
         """Nobody waits for the engine any more: end its processes, so that `run` ends."""
         self._abandoned = True
         while not self._ended.wait(0.2):
-            for process in set(active_children()) - getattr(self, "_others", set()):
+            for process in set(active_children()) - self._others:
                 if process.name.startswith("EngineCore"):
                     process.kill()
 
+    def _unless_abandoned(self, engine: Any) -> Any:
+        if self._abandoned:
+            engine.shutdown(timeout=0)
+        return engine
+
     def _config(self) -> tuple[Any, Any, Any]:
+        self._setup.progress("importing vLLM")
         try:
             from vllm import AsyncEngineArgs
             from vllm.config.logging import LoggingConfig
@@ -89,6 +92,7 @@ class Opening:
     def _open(self, engine_class: Any, config: Any, executor: Any) -> Any:
         if config.model_config.is_encoder_decoder:
             raise StartupError('encoder-decoder models are not served by this backend; backend = "hf" serves them')
+        self._setup.progress("starting the engine's process and loading the weights")
         try:
             return engine_class(config, executor, log_stats=False, log_requests=False)
         except Exception as error:  # what went wrong is in the process's own output
