@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hf_answers import Opened, answer, asking, until
 
-from fastchat_backend_hf.preparation import Lanes, size
 from fastchat_backend_hf.prompts import Prompts
-from fastchat_serve import ChatPrompt, EngineError, Message, TextPart, TextPrompt, TokenPrompt
+from fastchat_serve import EngineError, TextPrompt
+from fastchat_serve.text import is_slow
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ async def test_a_short_prompt_overtakes_any_number_of_long_ones(
     prepare = Prompts.sequence
 
     def slow(self: Prompts, request: Any, *args: Any) -> Any:
-        if size(request.prompt) > 1000:
+        if is_slow(request):
             held.set()
             go_on.wait(10)
             raise EngineError("long enough")
@@ -52,31 +52,3 @@ async def test_the_loop_turns_while_a_long_text_is_tokenised(opened: Opened) -> 
             turns += 1
         assert len(await task) > 50_000
     assert turns > 100
-
-
-def test_what_has_not_begun_when_the_lanes_close_is_cancelled() -> None:
-    lanes, held, go_on = Lanes("test"), threading.Event(), threading.Event()
-
-    def hold() -> bool:
-        held.set()
-        return go_on.wait(10)
-
-    first = lanes.submit(1, hold)
-    assert held.wait(10)
-    second = lanes.submit(1, hold)
-    lanes.close()
-    go_on.set()
-    assert first.result(10)
-    assert second.cancelled()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        (TextPrompt("abc"), 3),
-        (TokenPrompt((1, 2)), 2),
-        (ChatPrompt((Message(role="user", content="abcd"), Message(role="user", content=(TextPart("xy"),)))), 6),
-    ],
-)
-def test_a_prompt_is_about_as_long_as_its_text(prompt: Any, expected: int) -> None:
-    assert size(prompt) == expected

@@ -31,7 +31,7 @@ class Row:
     prompt: list[int] = field(default_factory=lambda: [1, 2, 3])
     answer: list[int] = field(default_factory=list)
     stop_ids: frozenset[int] = frozenset({0})
-    constraint: object = None
+    mask: object = None
 
 
 def row(*, answer: tuple[int, ...] = (), logprobs: int | None = None, **sampling: Any) -> Row:

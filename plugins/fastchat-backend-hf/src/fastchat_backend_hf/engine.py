@@ -1,7 +1,7 @@
 """The engine as the event loop sees it: streams in, sinks out, nothing that waits.
 
-The loop's thread owns the streams. Others prepare requests (templates, tokenizing), so that a long prompt holds up
-neither the loop nor the batch (`preparation.py`). The engine's own runs the model (`stepper.py`); what one step
+The loop's thread owns the streams. Others prepare requests (templates, tokenizing, constraints), so that a long prompt
+holds up neither the loop nor the batch. The engine's own runs the model (`stepper.py`); what one step
 brought for all streams comes back in one call.
 """
 
@@ -25,7 +25,6 @@ from fastchat_backend_hf.failures import as_serve_error
 from fastchat_backend_hf.generation import News
 from fastchat_backend_hf.loading import LoadedModel, load
 from fastchat_backend_hf.options import HfOptions
-from fastchat_backend_hf.preparation import Lanes, size
 from fastchat_backend_hf.stepper import Stepper
 from fastchat_serve import (
     ChatPrompt,
@@ -42,9 +41,11 @@ from fastchat_serve import (
     ServeError,
     Sink,
     TextPrompt,
+    TokenPrompt,
     Unavailable,
     pull,
 )
+from fastchat_serve.text import Lanes, is_slow
 
 __all__ = ["HfEngine"]
 
@@ -132,14 +133,14 @@ class HfEngine:
             return stream
         self._streams.add(stream)
         prepare = partial(self._prepare, request, stream, time.monotonic())
-        stream.preparation = self._preparing.submit(size(request.prompt), prepare)
+        stream.preparation = self._preparing.submit(prepare, slow=is_slow(request))
         return stream
 
     def generate_stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        texts = await self._off_loop(sum(map(size, request.inputs)), partial(self._loaded.prompts.texts, request))
+        texts = await self._off_loop(is_slow(request), partial(self._loaded.prompts.texts, request))
         if self.fatal_error is not None:
             raise self._dead()
         job = EmbedJob(texts)
@@ -152,13 +153,13 @@ class HfEngine:
         return Embeddings(vectors.astype("<f4").tobytes(), vectors.shape[1], sum(map(len, texts)))
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        return tuple(await self._off_loop(size(prompt), partial(self._loaded.prompts.token_ids, prompt)))
+        return tuple(await self._off_loop(is_slow(prompt), partial(self._loaded.prompts.token_ids, prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        return await self._off_loop(len(token_ids), partial(self._loaded.prompts.text, token_ids))
+        return await self._off_loop(is_slow(TokenPrompt(token_ids)), partial(self._loaded.prompts.text, token_ids))
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(size(prompt), partial(self._loaded.prompts.render, prompt))
+        return await self._off_loop(is_slow(prompt), partial(self._loaded.prompts.render, prompt))
 
     def current_load(self) -> EngineLoad:
         generation = self._loaded.generation
@@ -230,8 +231,8 @@ class HfEngine:
     def _dead(self) -> EngineError:
         return EngineError(f"The engine has stopped working ({type(self.fatal_error).__name__}).")
 
-    async def _off_loop(self, length: int, work: Callable[[], _T]) -> _T:
-        return await asyncio.wrap_future(self._preparing.submit(length, work))
+    async def _off_loop(self, slow: bool, work: Callable[[], _T]) -> _T:
+        return await asyncio.wrap_future(self._preparing.submit(work, slow=slow))
 
     @property
     def _loaded(self) -> LoadedModel:

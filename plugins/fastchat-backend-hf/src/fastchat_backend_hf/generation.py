@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastchat_backend_hf.failures import as_serve_error, is_fatal, is_out_of_memory
+from fastchat_backend_hf.masks import MaskWriter
 from fastchat_backend_hf.pace import STEP_TOKENS, Pace
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block, Context, RowFailed, Runner
@@ -52,6 +53,7 @@ class Generation:
         self._runner, self._vocabulary, self._device = runner, vocabulary, device
         self._scheduler: Scheduler[TokenSequence] = Scheduler(runner.fits, max_batch=max_batch)
         self._pace = Pace(prefill_tokens)
+        self._masks = MaskWriter()
         self._sampler: Sampler | None = None
         self._changed = True
         """Since the sampler was built, rows have joined or left."""
@@ -89,6 +91,7 @@ class Generation:
         offered = len(blocks)
         began = time.perf_counter()
         logits = self._decode(blocks)
+        self._masks.wait()
         if logits is not None:
             try:
                 draws = self._draw(logits)
@@ -96,11 +99,13 @@ class Generation:
                 self._fail_all(error)
             else:
                 self._accept(draws)
+                self._masks.begin(self._scheduler.running)
                 if len(blocks) == offered:
                     self._pace.took_beside(sum(block.most for block in blocks.values()), time.perf_counter() - began)
         return self._news
 
     def release(self) -> None:
+        self._masks.close()
         self._runner.release()
 
     # ------------------------------------------------------------------------------ the parts of a step

@@ -34,7 +34,7 @@ from fastchat_backend_hf.remarks import remarks
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_backend_hf.weights import load_weights
 from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate
+from fastchat_serve.text import ChatTemplate, Constraints
 
 __all__ = ["LoadedModel", "load"]
 
@@ -99,11 +99,13 @@ def _assemble(
             runner, vocabulary, device, max_batch=options.max_batch, prefill_tokens=options.prefill_tokens
         )
     embedder = _embedder(checkpoint, options, model)
+    end_ids = _end_ids(tokenizer, model)
     prompts = Prompts(
         vocabulary,
         template,
+        _constraints(vocabulary, end_ids) if generation is not None else None,
         context_length=context_length,
-        end_ids=_end_ids(tokenizer, model),
+        end_ids=end_ids,
         empty_prompt_id=tokenizer.bos_token_id,
     )
     folders = [checkpoint.folder, *([options.lora] if options.lora is not None else []), *options.adapters.values()]
@@ -121,6 +123,10 @@ def _assemble(
         notes=tuple(notes),
     )
     return LoadedModel(info, prompts, generation, embedder)
+
+
+def _constraints(vocabulary: Vocabulary, end_ids: frozenset[int]) -> Constraints:
+    return Constraints(vocabulary.tokenizer, vocabulary_size=vocabulary.size, end_ids=end_ids)
 
 
 def _advised_sampling(model: Any) -> SamplingParams:
@@ -148,6 +154,10 @@ def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None, adapter
         *FULL_SAMPLING,
         Capability.RESUME_GREEDY,
         Capability.RESUME_SAMPLED,
+        Capability.JSON_OBJECT,
+        Capability.JSON_SCHEMA,
+        Capability.REGEX,
+        Capability.GRAMMAR,
         Capability.CHOICE,
     }
     if adapters.names:

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Encoding
 
-from fastchat_backend_hf.choice import ChoiceConstraint
 from fastchat_backend_hf.sequences import Stream, TokenSequence
 from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_serve import (
     ChatPrompt,
-    Choice,
     ContextOverflow,
     EmbedRequest,
+    EngineError,
     GenerateRequest,
     InvalidRequest,
     PromptEcho,
@@ -22,7 +21,7 @@ from fastchat_serve import (
     TokenPrompt,
     Unsupported,
 )
-from fastchat_serve.text import AnswerText, ChatTemplate
+from fastchat_serve.text import AnswerText, ChatTemplate, Constraints, Matcher
 
 __all__ = ["Prompts"]
 
@@ -34,13 +33,17 @@ class Prompts:
         self,
         vocabulary: Vocabulary,
         template: ChatTemplate | None,
+        constraints: Constraints | None,
         *,
         context_length: int,
         end_ids: frozenset[int],
         empty_prompt_id: int | None,
     ) -> None:
-        """`end_ids` end every answer; `empty_prompt_id` stands for a text without any token."""
-        self._vocabulary, self._template = vocabulary, template
+        """`end_ids` end every answer; `empty_prompt_id` stands for a text without any token.
+
+        `constraints` None: no answer can be constrained.
+        """
+        self._vocabulary, self._template, self._constraints = vocabulary, template, constraints
         self._tokenizer = vocabulary.tokenizer
         self._context_length, self._end_ids, self._empty_prompt_id = context_length, end_ids, empty_prompt_id
         self._arrivals = itertools.count()
@@ -55,6 +58,7 @@ class Prompts:
             ("resume_token_ids", request.resume_token_ids),
         ):
             self._check_ids(name, ids)
+        constraint = self._constraint(request)
         sequence = TokenSequence(
             request,
             stream,
@@ -64,8 +68,10 @@ class Prompts:
             deadline=None if request.timeout_s is None else accepted + request.timeout_s,
             stop_ids=self._stop_ids(request),
             text=AnswerText(self._tokenizer, prompt_ids=prompt, stops=params.stop),
-            constraint=self._constraint(request),
+            constraint=constraint,
+            mask=None if constraint is None or self._constraints is None else self._constraints.masks(1)[0],
         )
+        sequence.write_mask()
         if (request.echo or request.prompt_logprobs is not None) and not request.resume_token_ids:
             sequence.echo = PromptEcho(self.text(prompt) if text is None else text, tuple(prompt))
         return sequence
@@ -152,17 +158,19 @@ class Prompts:
         own = frozenset(request.sampling.stop_token_ids)
         return own if request.sampling.ignore_eos else own | self._end_ids
 
-    def _constraint(self, request: GenerateRequest) -> ChoiceConstraint | None:
+    def _constraint(self, request: GenerateRequest) -> Matcher | None:
         if request.constraint is None:
             return None
-        if not isinstance(request.constraint, Choice):
-            raise Unsupported("This engine supports no constraint but a choice.")
-        for option in request.constraint.options:
-            _check_text(option, "choice")
-        constraint = ChoiceConstraint(request.constraint.options, self._vocabulary.by_bytes, self._end_ids)
-        for token in request.resume_token_ids:
-            constraint.accept(token)
-        return constraint
+        if self._constraints is None:
+            raise Unsupported("This model's answers cannot be constrained.")
+        matcher = self._constraints.compile(request.constraint, tenant=request.tenant)
+        try:
+            matcher.accept_all(request.resume_token_ids)
+        except EngineError as error:
+            raise InvalidRequest(
+                "The answer that is to be resumed breaks the constraint.", param="resume_token_ids"
+            ) from error
+        return matcher
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         for id in ids:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastchat_backend_hf.masks import forbid
 from fastchat_backend_hf.penalties import LEAST_DIVISOR, Penalties
 from fastchat_backend_hf.sequences import TokenSequence
 from fastchat_serve import SamplingParams
@@ -55,7 +56,8 @@ class Sampler:
         params = [row.request.sampling for row in rows]
         self._sampled = [i for i, param in enumerate(params) if param.temperature > 0]
         self._guarded = [i for i, param in enumerate(params) if len(rows[i].answer) < param.min_tokens]
-        self._constrained = [i for i, row in enumerate(rows) if row.constraint is not None]
+        self._constrained = [i for i, row in enumerate(rows) if row.mask is not None]
+        self._masks = [row.mask for row in rows if row.mask is not None]
         self._reported = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
         self._bias = _Bias.of(rows, device)
         self._penalties: Penalties | None = Penalties.of(rows, device, None if before is None else before._penalties)
@@ -73,7 +75,7 @@ class Sampler:
         if self._guarded:
             self._forbid_stop_tokens(logits)
         if self._constrained:
-            self._allow_constrained(logits)
+            forbid(logits, self._constrained, self._masks)
         best, tokens = logits.max(-1)
         if self._filters is not None:
             positions = np.array([len(self._rows[i].answer) for i in self._sampled], dtype=np.uint64)
@@ -102,23 +104,11 @@ class Sampler:
         columns: list[int] = []
         for i in self._guarded:
             row = self._rows[i]
-            if len(row.answer) < row.request.sampling.min_tokens and row.constraint is None:
+            if len(row.answer) < row.request.sampling.min_tokens and row.mask is None:
                 rows += [i] * len(row.stop_ids)
                 columns += row.stop_ids
         if rows:
             logits[rows, columns] = -torch.inf
-
-    def _allow_constrained(self, logits: Tensor) -> None:
-        rows: list[int] = []
-        columns: list[int] = []
-        for i in self._constrained:
-            constraint = self._rows[i].constraint
-            allowed = constraint.allowed() if constraint is not None else ()
-            rows += [i] * len(allowed)
-            columns += allowed
-        kept = logits[rows, columns]
-        logits[self._constrained] = -torch.inf
-        logits[rows, columns] = kept
 
 
 class _Bias:

@@ -1,15 +1,18 @@
-"""One answer in the making: what was asked, what was drawn, and when it ends. Plain Python, no tensors."""
+"""One answer in the making: what was asked, what was drawn, and when it ends. No tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from fastchat_backend_hf.reading import Reading
-from fastchat_serve import Chunk, FinishReason, GenerateRequest, PromptEcho, TokenLogprob, Usage
-from fastchat_serve.text import AnswerText
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["ConstraintState", "Stream", "TokenSequence"]
+from fastchat_backend_hf.reading import Reading
+from fastchat_serve import Chunk, FinishReason, GenerateRequest, PromptEcho, ServeError, TokenLogprob, Usage
+from fastchat_serve.text import AnswerText, Matcher
+
+__all__ = ["Stream", "TokenSequence"]
 
 
 class Stream(Protocol):
@@ -18,23 +21,6 @@ class Stream(Protocol):
     @property
     def aborted(self) -> bool:
         """Set on the event loop's thread; the answer is dropped before the next step."""
-        ...
-
-
-class ConstraintState(Protocol):
-    """How far an answer has come on its way through a constraint."""
-
-    @property
-    def complete(self) -> bool:
-        """Nothing more may follow."""
-        ...
-
-    def allowed(self) -> Sequence[int]:
-        """The tokens that may be drawn next."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """`token` was drawn."""
         ...
 
 
@@ -51,6 +37,7 @@ class TokenSequence:
         reading: While the prompt is being read.
         prompt_logprobs: Those of the part of the prompt that has been scored, without its first token.
         cached_tokens: Of the prompt, found in a cache when it was first read; None: it is not read yet.
+        mask: What the constraint lets come next; None without a constraint.
     """
 
     def __init__(
@@ -64,19 +51,22 @@ class TokenSequence:
         deadline: float | None,
         stop_ids: frozenset[int],
         text: AnswerText,
-        constraint: ConstraintState | None,
+        constraint: Matcher | None,
+        mask: NDArray[np.uint32] | None,
     ) -> None:
         """`constraint` has accepted the request's `resume_token_ids`; `text` has not."""
         self.request, self.stream = request, stream
         self.prompt, self.answer = prompt, list(request.resume_token_ids)
         self.limit, self.order, self.deadline = limit, order, deadline
-        self.stop_ids, self.constraint = stop_ids, constraint
+        self.stop_ids, self.constraint, self.mask = stop_ids, constraint, mask
         self.echo: PromptEcho | None = None
         self.scored = request.prompt_logprobs is None or bool(self.answer)
         self.reading: Reading | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
         self.cached_tokens: int | None = None
         self._text = text
+        self._lost: ServeError | None = None
+        """Why there is no mask for the next token."""
         self._stopped = bool(self.answer) and self.last in stop_ids
         text.resume(self.answer[:-1] if self._stopped else self.answer)
 
@@ -108,7 +98,12 @@ class TokenSequence:
         return "length" if len(self.answer) >= self.limit else None
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> Chunk:
-        """Add a drawn token. The chunk carries `finish_reason` if that completes the answer."""
+        """Add a drawn token. The chunk carries `finish_reason` if that completes the answer.
+
+        Raises `EngineError` if the constraint could not say what may be drawn.
+        """
+        if self._lost is not None:
+            raise self._lost
         self.answer.append(token)
         if self.constraint is not None:
             self.constraint.accept(token)
@@ -118,6 +113,18 @@ class TokenSequence:
         if self.finish_reason is not None:
             return self.finish(text, (token,), logprobs)
         return Chunk(text=text, token_ids=(token,), logprobs=logprobs, prompt=self._take_echo())
+
+    def write_mask(self) -> None:
+        """Let `mask` follow the tokens that were accepted. What goes wrong, `accept` will raise."""
+        if self.constraint is None or self.mask is None or self.constraint.complete:
+            return
+        try:
+            self.constraint.write_mask(self.mask)
+        except ServeError as error:
+            self._lost = error
+        else:
+            if len(self.answer) < self.request.sampling.min_tokens:
+                self._forbid_the_end(self.mask)
 
     def finish(
         self, text: str = "", token_ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] | None = None
@@ -134,6 +141,15 @@ class TokenSequence:
             stop_match=self._text.matched or (self.last if self._stopped else None),
             usage=Usage(len(self.prompt), len(self.answer), self.cached_tokens or 0),
         )
+
+    def _forbid_the_end(self, mask: NDArray[np.uint32]) -> None:
+        """Take the stop tokens out, unless nothing else may come."""
+        ends = np.zeros_like(mask)
+        for id in self.stop_ids:
+            if id < 32 * len(mask):
+                ends[id // 32] |= np.uint32(1 << id % 32)
+        if (mask & ~ends).any():
+            mask &= ~ends
 
     def _take_echo(self) -> PromptEcho | None:
         echo, self.echo = self.echo, None

@@ -1,9 +1,7 @@
-"""What the tokens of a model look like: for log-probabilities and for constraints."""
+"""What the tokens of a model look like, for log-probabilities."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from tokenizers import Tokenizer
@@ -29,16 +27,6 @@ class Vocabulary:
         """As the contract reports it."""
         pairs = zip(entry.ids, entry.logprobs, strict=True)
         return self._logprob(token, entry.chosen, tuple(self._logprob(id, value) for id, value in pairs))
-
-    @cached_property
-    def by_bytes(self) -> Mapping[bytes, Sequence[int]]:
-        """The tokens that write given bytes, special ones left out. Slow the first time."""
-        special = {id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        index: dict[bytes, list[int]] = defaultdict(list)
-        for id in range(min(self.size, self.tokenizer.get_vocab_size())):
-            if id not in special and (data := self._bytes[id]):
-                index[data].append(id)
-        return dict(index)
 
     @cached_property
     def longest_token(self) -> int:

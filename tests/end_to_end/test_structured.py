@@ -1,0 +1,87 @@
+"""Structured answers of the embedded model, over HTTP, with OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, BadRequestError
+
+from tests.conftest import Serving
+from tests.end_to_end.structured import structured_answers
+
+pytest.importorskip("fastchat_backend_hf", reason="needs the hf backend")
+pytest.importorskip("fastchat_model_demo", reason="needs the demonstration model")
+
+pytestmark = pytest.mark.anyio
+
+LOCAL = Path(__file__).parents[2] / "conf" / "local.toml"
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.fixture
+async def url(serving: Serving) -> AsyncIterator[str]:
+    async with serving(LOCAL.read_text()) as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=url, api_key="not needed", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.timeout(600)  # two hundred answers of a hundred tokens, on whatever machine
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+async def test_a_hundred_of_a_hundred_answers_are_valid_under_their_schema(url: str, streamed: bool) -> None:
+    answers = await structured_answers(url, "demo", runs=100, streamed=streamed)
+
+    assert len(answers) == 100
+    assert len({json.dumps(answer) for answer in answers}) > 90, "the model decides, not the constraint"
+    assert {"note" in answer for answer in answers} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        ({"choice": ["red", "green", "blue"]}, r"red|green|blue"),
+        ({"regex": "[0-9]{4}-[0-9]{2}"}, r"[0-9]{4}-[0-9]{2}"),
+        ({"grammar": 'root ::= "(" root ")" | [a-c]'}, r"\(*[a-c]\)*"),
+        ({"json": {"type": "integer", "minimum": 0, "maximum": 99}}, r"[0-9]{1,2}"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_other_forms_hold_too(client: AsyncOpenAI, asked: dict[str, Any], allowed: str) -> None:
+    for seed in range(5):
+        reply = await client.chat.completions.create(
+            model="demo", messages=HELLO, seed=seed, max_tokens=64, extra_body={"structured_outputs": asked}
+        )
+        assert reply.choices[0].message.content is not None
+        if reply.choices[0].finish_reason == "stop":
+            assert re.fullmatch(allowed, reply.choices[0].message.content)
+
+
+async def test_json_object_is_an_object(client: AsyncOpenAI) -> None:
+    reply = await client.chat.completions.create(
+        model="demo", messages=HELLO, temperature=0, max_tokens=400, response_format={"type": "json_object"}
+    )
+
+    assert (reply.choices[0].message.content or "").startswith("{")
+    if reply.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(reply.choices[0].message.content or ""), dict)
+
+
+async def test_a_schema_that_cannot_be_served_is_refused_by_name(client: AsyncOpenAI) -> None:
+    with pytest.raises(BadRequestError, match="uniqueItems"):
+        await client.chat.completions.create(
+            model="demo",
+            messages=HELLO,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "list", "schema": {"type": "array", "uniqueItems": True}},
+            },
+        )
