@@ -1,12 +1,13 @@
 """A Llama of Hugging Face as a GGUF file in float32, as llama.cpp's own converter would write it.
 
 The demonstration model cuts text by a rule of its own before merging. ``gpt-2``'s rule is coarser, which comes to the
-same except for words like "HTTPServer", where capitals run into small letters.
+same but for a few symbols and combining marks.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["convert", "read_tensors"]
+__all__ = ["convert", "read_tensors", "write_adapter"]
 
 _NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -34,8 +35,18 @@ _LAYER_NAMES = {
 }
 
 
-def convert(folder: Path, file: Path, *, pooling: gguf.PoolingType | None = None) -> None:
-    """Write the model of `folder` to `file`; with `pooling`, as one that is meant for embeddings."""
+def convert(
+    folder: Path,
+    file: Path,
+    *,
+    pre: str = "gpt-2",
+    pooling: gguf.PoolingType | None = None,
+    changes: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """Write the model of `folder` to `file`.
+
+    `pre` is the rule for cutting text; with `pooling`, it is meant for embeddings; `changes` are added to its tensors.
+    """
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("test")
@@ -52,9 +63,25 @@ def convert(folder: Path, file: Path, *, pooling: gguf.PoolingType | None = None
     writer.add_vocab_size(config["vocab_size"])
     if pooling is not None:
         writer.add_pooling_type(pooling)
-    _add_tokenizer(writer, folder, config)
+    _add_tokenizer(writer, folder, config, pre)
     for name, tensor in read_tensors(folder / "model.safetensors").items():
-        writer.add_tensor(_gguf_name(name), _as_llama_cpp(name, tensor, config))
+        changed = tensor + (changes or {}).get(name, np.float32(0))
+        writer.add_tensor(_gguf_name(name), _as_llama_cpp(name, changed, config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_adapter(file: Path, factors: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+    """Write a LoRA adapter that adds ``b @ a`` for ``factors[name] = (a, b)``; of tensors that are not rotated."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(next(iter(factors.values()))[0].shape[0]))
+    for name, (a, b) in factors.items():
+        writer.add_tensor(f"{_gguf_name(name)}.lora_a", a)
+        writer.add_tensor(f"{_gguf_name(name)}.lora_b", b)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -80,7 +107,7 @@ def read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any]) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any], pre: str) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = {id: token for token, id in tokenizer["model"]["vocab"].items()}
     kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
@@ -89,7 +116,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any]
         kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     ids = range(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list([tokens.get(id, f"[unused{id}]") for id in ids])
     writer.add_token_types([kinds.get(id, gguf.TokenType.UNUSED) for id in ids])
     writer.add_token_merges(

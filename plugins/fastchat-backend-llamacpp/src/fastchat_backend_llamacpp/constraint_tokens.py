@@ -42,7 +42,7 @@ class ConstraintTokens:
         self._vocabulary = vocabulary
 
     def id_to_token(self, id: int) -> str | None:
-        return "".join(map(_SPELLING.__getitem__, self._vocabulary.pieces[id]))
+        return "".join(map(_SPELLING.__getitem__, self._vocabulary.token_bytes[id]))
 
     def get_added_tokens_decoder(self) -> Mapping[int, _Special]:
         return dict.fromkeys(self._vocabulary.hidden, _Special())

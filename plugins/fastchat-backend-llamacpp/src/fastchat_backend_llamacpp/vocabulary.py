@@ -8,6 +8,7 @@ from functools import cached_property
 
 from fastchat_backend_llamacpp.library import llama
 from fastchat_backend_llamacpp.native import Model
+from fastchat_backend_llamacpp.pieces import MOST_CHARACTERS, pieces
 from fastchat_backend_llamacpp.sampling import Alternatives
 from fastchat_serve import TokenLogprob
 
@@ -16,7 +17,7 @@ __all__ = ["Vocabulary"]
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
-_SPECIAL_TOKENS = ("bos", "eos", "pad", "sep", "cls", "mask")
+_SPECIAL_TOKENS = ("bos", "eos", "pad", "sep", "mask")
 """Whose texts a chat template may want, as ``bos_token`` and so on."""
 
 
@@ -24,7 +25,7 @@ class Vocabulary:
     """May be used on any thread while the model is open.
 
     Attributes:
-        pieces: The bytes of every token, also of special ones.
+        token_bytes: Those of every token, also of special ones.
         hidden: Tokens that are no part of an answer's text.
         end_ids: Tokens that end an answer.
     """
@@ -33,18 +34,19 @@ class Vocabulary:
         self._library, self._handle = llama(), model.vocabulary
         library, handle, ids = self._library, self._handle, range(model.vocabulary_size)
         hiding = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN
+        self._is_bpe = library.llama_vocab_type(handle) == library.LLAMA_VOCAB_TYPE_BPE
         self._buffer = ctypes.create_string_buffer(256)
-        self.pieces: Sequence[bytes] = [self._piece(id) for id in ids]
+        self.token_bytes: Sequence[bytes] = [self._bytes(id) for id in ids]
         self.hidden = frozenset(id for id in ids if library.llama_vocab_get_attr(handle, id) & hiding)
         self.end_ids = frozenset(id for id in ids if library.llama_vocab_is_eog(handle, id))
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.token_bytes)
 
     @cached_property
     def longest(self) -> int:
         """Bytes of the longest token, at least 1."""
-        return max(map(len, self.pieces), default=1) or 1
+        return max(map(len, self.token_bytes), default=1) or 1
 
     @property
     def bos_id(self) -> int | None:
@@ -56,22 +58,24 @@ class Vocabulary:
     def special_tokens(self) -> Mapping[str, str]:
         """Those the model has, by the names that chat templates use."""
         ids = {name: getattr(self._library, f"llama_vocab_{name}")(self._handle) for name in _SPECIAL_TOKENS}
-        return {f"{name}_token": self.pieces[id].decode(errors="replace") for name, id in ids.items() if id >= 0}
+        return {f"{name}_token": self.token_bytes[id].decode(errors="replace") for name, id in ids.items() if id >= 0}
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """The tokens of `text`, which may name special ones; `special`: with those that the model puts around it."""
-        data = text.encode()
-        room = len(data) + 8
-        tokens = (ctypes.c_int32 * room)()
-        count = self._library.llama_tokenize(self._handle, data, len(data), tokens, room, special, True)
-        if count < 0:
-            raise ValueError(f"llama_tokenize wants room for {-count} tokens in {len(data)} bytes")
-        return tokens[:count]
+        if not self._is_bpe or len(text) <= MOST_CHARACTERS:
+            return self._encode(text, special=special)
+        tokens = [token for piece in pieces(text) for token in self._encode(piece, special=False)]
+        library, handle = self._library, self._handle
+        if special and library.llama_vocab_get_add_bos(handle):
+            tokens.insert(0, library.llama_vocab_bos(handle))
+        if special and library.llama_vocab_get_add_eos(handle):
+            tokens.append(library.llama_vocab_eos(handle))
+        return tokens
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """What the tokens say, special ones included."""
         tokens = (ctypes.c_int32 * len(token_ids))(*token_ids)
-        room = sum(len(self.pieces[id]) for id in token_ids) + 8
+        room = sum(len(self.token_bytes[id]) for id in token_ids) + 8
         buffer = ctypes.create_string_buffer(room)
         size = self._library.llama_detokenize(self._handle, tokens, len(token_ids), buffer, room, False, True)
         if size < 0:
@@ -80,7 +84,7 @@ class Vocabulary:
 
     def shown(self, token_id: int) -> bytes:
         """What a token adds to an answer's text."""
-        return b"" if token_id in self.hidden else self.pieces[token_id]
+        return b"" if token_id in self.hidden else self.token_bytes[token_id]
 
     def logprob(self, token_id: int, entry: Alternatives) -> TokenLogprob:
         """As the contract reports it."""
@@ -92,13 +96,22 @@ class Vocabulary:
         return self._entry(token_id, None)
 
     def _entry(self, token_id: int, value: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        data = self.pieces[token_id]
+        data = self.token_bytes[token_id]
         value = None if value is None else max(value, _LEAST_LOGPROB)
         return TokenLogprob(token_id, data.decode(errors="replace"), data, value, top)
 
-    def _piece(self, token_id: int) -> bytes:
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count = self._library.llama_tokenize(self._handle, data, len(data), tokens, room, special, True)
+        if count < 0:
+            raise ValueError(f"llama_tokenize wants room for {-count} tokens in {len(data)} bytes")
+        return tokens[:count]
+
+    def _bytes(self, token_id: int) -> bytes:
         size = self._library.llama_token_to_piece(self._handle, token_id, self._buffer, len(self._buffer), 0, True)
         if size < 0:
             self._buffer = ctypes.create_string_buffer(-size)
-            return self._piece(token_id)
+            return self._bytes(token_id)
         return self._buffer.raw[:size]
