@@ -322,3 +322,14 @@ async def test_the_sdk_turns_an_error_within_a_stream_into_an_exception(serving)
 
     assert text_of(got) == "to be"
     assert failed.value.code == "engine_failed"
+
+
+async def test_what_stopped_an_answer_is_told_as_vllm_tells_it(client):
+    asked = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
+    stopped = await client.chat.completions.create(**asked, stop=["two"])
+    stream = await client.chat.completions.create(**asked, stop=["two"], stream=True)
+    ended = await client.chat.completions.create(**asked)
+
+    assert stopped.choices[0].stop_reason == "two"
+    assert [chunk.choices[0] async for chunk in stream][-1].stop_reason == "two"
+    assert not hasattr(ended.choices[0], "stop_reason")

@@ -293,6 +293,8 @@ class ChatChoice(Struct, frozen=True):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    stop_reason: str | int | UnsetType = UNSET
+    """vLLM's extension: the stop string or stop token that ended the choice, if one did."""
 
 
 class ChatCompletion(Struct, frozen=True, tag_field="object", tag="chat.completion"):
@@ -328,6 +330,7 @@ class ChunkChoice(Struct, frozen=True):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
@@ -354,6 +357,7 @@ class CompletionChoice(Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True, tag_field="object", tag="text_completion"):

@@ -42,6 +42,7 @@ class Answer(Struct):
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt: PromptEcho | None = None
     finish_reason: FinishReason = "stop"
+    stop_match: str | int | None = None
 
 
 class Dialect(Protocol):

@@ -55,7 +55,7 @@ class _Collector:
         if chunk.finish_reason is not None:
             answer = self.answer
             answer.text = "".join(self._texts)
-            answer.finish_reason = chunk.finish_reason
+            answer.finish_reason, answer.stop_match = chunk.finish_reason, chunk.stop_match
             if answer.logprobs is not None:
                 answer.logprobs = tuple(self._logprobs)
             if (total := reply.finish_choice(self._index, chunk.usage)) is not None:

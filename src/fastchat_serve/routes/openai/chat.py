@@ -34,7 +34,7 @@ from fastchat_serve.routes.plain import PlainReply
 from fastchat_serve.routes.sse import DONE, EventReply, event
 from fastchat_serve.text import TextDelta, ToolEvent, ToolParser
 
-__all__ = ["chat_route", "include_usage", "wire_usage"]
+__all__ = ["chat_route", "include_usage", "stop_reason", "wire_usage"]
 
 _decoder = msgspec.json.Decoder(wire.ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -175,7 +175,9 @@ class ChatDialect:
             logprobs = None
         if last:
             reason = "tool_calls" if self._calls[index] else chunk.finish_reason
-            parts.append(self._event(index, wire.Delta(), finish_reason=reason))
+            parts.append(
+                self._event(index, wire.Delta(), finish_reason=reason, stop_reason=stop_reason(chunk.stop_match))
+            )
         return b"".join(parts)
 
     def closing(self, total: Usage) -> bytes:
@@ -193,8 +195,9 @@ class ChatDialect:
         delta: wire.Delta,
         logprobs: wire.ChatLogprobs | None = None,
         finish_reason: str | None = None,
+        stop_reason: str | int | msgspec.UnsetType = msgspec.UNSET,
     ) -> bytes:
-        choice = wire.ChunkChoice(index, delta, logprobs, finish_reason)
+        choice = wire.ChunkChoice(index, delta, logprobs, finish_reason, stop_reason)
         usage = None if self._include_usage else msgspec.UNSET
         return event(wire.ChatCompletionChunk(self._id, self._created, self._model, (choice,), usage))
 
@@ -241,10 +244,16 @@ class ChatDialect:
             reasoning_content=whole.reasoning or msgspec.UNSET,
             tool_calls=calls or msgspec.UNSET,
         )
-        return wire.ChatChoice(index, message, logprobs, "tool_calls" if calls else whole.finish_reason)
+        finish_reason = "tool_calls" if calls else whole.finish_reason
+        return wire.ChatChoice(index, message, logprobs, finish_reason, stop_reason(whole.stop_match))
 
     def _call_id(self, index: int, call: int) -> str:
         return f"call_{self._id.removeprefix('chatcmpl-')}_{index}_{call}"
+
+
+def stop_reason(match: str | int | None) -> str | int | msgspec.UnsetType:
+    """What stopped an answer, as vLLM writes it; left out where nothing did."""
+    return msgspec.UNSET if match is None else match
 
 
 def wire_usage(usage: Usage) -> wire.Usage:

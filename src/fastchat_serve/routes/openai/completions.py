@@ -13,7 +13,7 @@ from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
-from fastchat_serve.routes.openai.chat import include_usage, wire_usage
+from fastchat_serve.routes.openai.chat import include_usage, stop_reason, wire_usage
 from fastchat_serve.routes.openai.logprobs import completion_logprobs
 from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
 from fastchat_serve.routes.openai.service import Service
@@ -135,7 +135,8 @@ class CompletionDialect:
             prompt = whole.prompt if self._echo else None
             logprobs = completion_logprobs(prompt, whole.logprobs or ()) if self._logprobs else None
             text = (prompt.text if prompt is not None else "") + whole.text
-            choices.append(wire.CompletionChoice(index, text, logprobs, whole.finish_reason))
+            stopped_by = stop_reason(whole.stop_match)
+            choices.append(wire.CompletionChoice(index, text, logprobs, whole.finish_reason, stopped_by))
         usage = wire_usage(total)
         return _encode(wire.Completion(self._id, self._created, self._model, tuple(choices), usage))
 
@@ -155,7 +156,8 @@ class CompletionDialect:
         logprobs = self._part_logprobs(index, chunk) if self._logprobs else None
         if not text and chunk.finish_reason is None and (logprobs is None or not logprobs.tokens):
             return b""
-        return self._event(wire.CompletionChoice(index, text, logprobs, chunk.finish_reason))
+        stopped_by = stop_reason(chunk.stop_match)
+        return self._event(wire.CompletionChoice(index, text, logprobs, chunk.finish_reason, stopped_by))
 
     def closing(self, total: Usage) -> bytes:
         if not self._include_usage:
