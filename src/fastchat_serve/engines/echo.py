@@ -220,7 +220,7 @@ class _Stream:
     def step(self) -> bool:
         """Send one token; False when there is nothing more to step."""
         faults, count = self._engine.options, self._count
-        if self._ended or count == faults.stall_at:
+        if self._ended or (self._aborted and not faults.deaf) or count == faults.stall_at:
             return False
         if count == faults.fail_at:
             return self.finish(EngineError("The echo engine was told to fail here."))

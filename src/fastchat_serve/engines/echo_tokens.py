@@ -76,7 +76,7 @@ def _token_bytes(token_id: int) -> bytes:
     """The token of an id. Raises `InvalidRequest` for ids that only stand for a hash."""
     try:
         return bytes([token_id]) if token_id < _CHARACTER_BASE else chr(token_id - _CHARACTER_BASE).encode()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequest(
             f"Token {token_id} is neither a byte nor a character: no prompt of the echo engine holds others.",
             param="prompt",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import anyio
@@ -184,6 +184,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     async def bounded() -> None:
         with anyio.fail_after(_CHECK_LASTS * subject.settings.wait_s):
             await pyfuncitem.obj(**arguments)
+        await subject.idle()
 
     subject.run(bounded())
     return True
@@ -193,9 +194,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None] | pytest.TestReport:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """One row per check: what its call said, or its setup if it came no further."""
-    report: pytest.TestReport = yield
+    report = yield
     if _is_check(item) and (call.when == "call" or not report.passed):
         item.config.stash[_report].checks.append(_row(item, report, call))
     return report

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
 import anyio
+import psutil
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,18 +26,23 @@ from fastchat_serve.engine import (
     Capability,
     ChatPrompt,
     Chunk,
+    Embeds,
     Engine,
     EngineInfo,
     GenerateRequest,
     Message,
+    Renders,
     SamplingParams,
     TextPrompt,
+    Tokenizes,
     TokenPrompt,
 )
 from fastchat_serve.progress import LogProgress
 from fastchat_serve.push import Pusher
 from fastchat_serve.testing.answers import Answer, SinkOfAnswer, read_push, read_stream, vary
+from fastchat_serve.testing.marks import FORMS
 from fastchat_serve.testing.target import Target
+from fastchat_serve.text.tools import TOOL_PARSERS, ToolCallDelta
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
 
@@ -60,7 +66,7 @@ MANY_BYTES = 1
 """The index of the prompt whose characters take several bytes."""
 
 REOPENINGS = 3
-"""An engine that dies in more checks than this is not opened again: loading may take a minute."""
+"""An engine that more checks than this leave broken or busy is not opened again: loading may take a minute."""
 
 POLL_S = 0.002
 
@@ -88,7 +94,7 @@ class Subject:
         worker: Around it.
         dispatcher: Around the worker; the model's name there is `MODEL`.
         notes: What the check that runs has measured.
-        load_s: What opening took.
+        load_s, loaded_mb: What opening took, in time and memory of this process.
         last_info: What the engine said of itself when it was opened last.
     """
 
@@ -99,12 +105,12 @@ class Subject:
     def __init__(self, target: Target, settings: Settings) -> None:
         self.target, self.settings = target, settings
         self.notes: list[str] = []
-        self.load_s = 0.0
+        self.load_s, self.loaded_mb = 0.0, 0
         self.last_info: EngineInfo | None = None
         self._runner = asyncio.Runner(loop_factory=_loop_factory())
         self._ids = count()
         self._life: asyncio.Task[None] | None = None
-        self._openings = 0
+        self._breakages = 0
         self._failure: Exception | None = None
         self._baselines: dict[int, Answer] = {}
 
@@ -115,29 +121,39 @@ class Subject:
         return self._runner.run(check)
 
     def open(self) -> None:
-        """Have an engine open and well. Raises what opening raised."""
-        if self._life is not None and self.worker.state is WorkerState.READY:
-            return
+        """Have an engine open, well and idle. Raises what opening raised."""
+        if self._life is not None:
+            broken = self.worker.state is not WorkerState.READY
+            if not broken and (self._breakages == REOPENINGS or self.run(self._is_idle())):
+                return
+            if self._breakages == REOPENINGS:
+                raise RuntimeError("the engine was left broken too often")
+            self._breakages += 1
         if self._failure is not None:
             raise self._failure
-        if self._openings > REOPENINGS:
-            raise RuntimeError("the engine died too often")
         self.close()
-        self._openings += 1
-        began = time.monotonic()
+        began, memory = time.monotonic(), psutil.Process().memory_info().rss
         try:
-            self.engine = self.target.make(LogProgress())
+            self.engine = self.fresh()
             self.run(self._begin())
         except Exception as failure:  # the boundary to the engine under test
             self._failure = failure
             raise
         self.load_s, self.last_info = time.monotonic() - began, self.engine.info
+        self.loaded_mb = max(self.loaded_mb, (psutil.Process().memory_info().rss - memory) >> 20)
 
     def close(self) -> None:
         """Close the engine, if one is open."""
+        self.run(self.unload())
+
+    async def unload(self) -> None:
+        """`close`, for a check that wants to be alone with engines of its own."""
         if self._life is not None:
             life, self._life = self._life, None
-            self.run(self._end(life))
+            self._closing.set()
+            with anyio.fail_after(2 * self.settings.wait_s):
+                await asyncio.wait({life})
+            life.result()
 
     def finish(self) -> None:
         """Close the engine and the loop."""
@@ -178,11 +194,9 @@ class Subject:
         if problem is not None:
             raise problem
 
-    async def _end(self, life: asyncio.Task[None]) -> None:
-        self._closing.set()
-        with anyio.fail_after(2 * self.settings.wait_s):
-            await asyncio.wait({life})
-        life.result()
+    def fresh(self) -> Engine:
+        """An engine beside the one under test, not open yet."""
+        return self.target.make(LogProgress())
 
     # ------------------------------------------------------------------------------------ requests
 
@@ -192,6 +206,27 @@ class Subject:
 
     def can(self, *capabilities: Capability) -> bool:
         return self.info.capabilities.issuperset(capabilities)
+
+    @property
+    def tokenizer(self) -> Tokenizes:
+        assert isinstance(self.engine, Tokenizes)
+        return self.engine
+
+    @property
+    def renderer(self) -> Renders:
+        assert isinstance(self.engine, Renders)
+        return self.engine
+
+    @property
+    def embedder(self) -> Embeds:
+        assert isinstance(self.engine, Embeds)
+        return self.engine
+
+    def parsed_calls(self, text: str) -> list[tuple[str, str]]:
+        """Names and arguments of the calls in `text`, in the form that the engine says its model writes."""
+        parser = TOOL_PARSERS[self.info.tool_parser]()
+        events = [*parser.feed(text), *parser.finish()]
+        return [(event.name, event.arguments) for event in events if isinstance(event, ToolCallDelta)]
 
     def note(self, text: str) -> None:
         """Tell the reader of the report what was measured."""
@@ -206,9 +241,9 @@ class Subject:
         return TokenPrompt(tuple(range(10, 42)))
 
     def request(
-        self, prompt: ChatPrompt | TextPrompt | TokenPrompt | str = PROMPTS[0], **fields: Any
+        self, prompt: ChatPrompt | TextPrompt | TokenPrompt | str = PROMPTS[0], /, **fields: Any
     ) -> GenerateRequest:
-        """A greedy request of `Settings.tokens` tokens, unless `fields` say otherwise; they may be of `SamplingParams`, too."""
+        """A greedy request of `Settings.tokens` tokens; `fields` may be of `GenerateRequest` and `SamplingParams`."""
         shape = self.prompt(prompt) if isinstance(prompt, str) else prompt
         sampling = SamplingParams(temperature=0.0, max_tokens=self.settings.tokens)
         return self.again(GenerateRequest(id="", prompt=shape, sampling=sampling), **fields)
@@ -240,6 +275,24 @@ class Subject:
         sink = SinkOfAnswer(request, on_push)
         sink.handle = self._pusher.start(request, sink)
         return sink
+
+    def dispatch(self, request: GenerateRequest) -> SinkOfAnswer:
+        """Begin an answer as the server does: dispatcher, worker, slot, engine. Raises what the dispatcher raises."""
+        sink = SinkOfAnswer(request)
+        sink.handle = self.dispatcher.start(MODEL, request, sink)
+        return sink
+
+    async def together(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+        """The answers to all of `requests`, which run at the same time, every other one in the push form."""
+        answers: dict[int, Answer] = {}
+
+        async def read(index: int, request: GenerateRequest) -> None:
+            answers[index] = await self.read(request, FORMS[index % 2])
+
+        async with anyio.create_task_group() as tasks:
+            for index, request in enumerate(requests):
+                tasks.start_soon(read, index, request)
+        return [answers[index] for index in range(len(requests))]
 
     async def until(self, event: Awaitable[_T]) -> _T:
         """Wait for what takes no longer than an answer."""
@@ -284,6 +337,13 @@ class Subject:
             self.note(f"{what} is another")
 
     # ---------------------------------------------------------------------------------------- load
+
+    async def _is_idle(self) -> bool:
+        try:
+            await self.idle()
+        except AssertionError:
+            return False
+        return True
 
     @property
     def busy(self) -> int:

@@ -38,7 +38,7 @@ async def test_info_is_valid(subject: Subject) -> None:
 
 
 async def test_capabilities_hang_together(subject: Subject) -> None:
-    """An engine generates (then from some kind of prompt) or embeds, and what a capability rests on is declared, too."""
+    """An engine generates (from some kind of prompt) or embeds; what a capability rests on is declared, too."""
     declared = subject.info.capabilities
     assert isinstance(declared, frozenset)
     assert all(isinstance(capability, Capability) for capability in declared)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from fastchat_serve.engine import Capability, Chunk, TextPrompt, Usage
@@ -58,7 +60,7 @@ async def test_text_is_new(subject: Subject, form: str) -> None:
         if len(texts) < ENOUGH_TO_TELL:
             continue
         told = True
-        so_far = [after.startswith(before) for before, after in zip(texts, texts[1:], strict=False)]
+        so_far = [after.startswith(before) for before, after in pairwise(texts)]
         assert not all(so_far), f"every chunk repeats the one before: {texts[:4]}"
     if not told:
         pytest.skip("the answers come in too few chunks to tell")
@@ -125,7 +127,7 @@ async def test_fewer_tokens_are_a_beginning(subject: Subject) -> None:
 
 
 async def test_usage_counts_the_prompt(subject: Subject) -> None:
-    """`prompt_tokens` is what `tokenize` or an echo gives, where they are declared, and at least 1; cached ones are among them."""
+    """`prompt_tokens` is what `tokenize` or an echo gives, where declared; `cached_tokens` are among them."""
     for prompt in PROMPTS:
         request = subject.request(prompt, max_tokens=4)
         usage = (await subject.answer(request)).usage
