@@ -15,7 +15,6 @@ from fastchat_backend_hf.batching import _obstacle
 from fastchat_backend_hf.cells import _BlockLayer
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.solo import SoloRunner
-from fastchat_serve import Capability
 
 pytestmark = pytest.mark.anyio
 
@@ -41,27 +40,6 @@ async def test_decoders_with_other_caches_run_one_at_a_time(opened: Opened, mode
             attention_mask=torch.ones(1, len(prompt)),
         )
         assert one.ids == expected[0, len(prompt) :].tolist()
-
-
-@pytest.mark.parametrize("model", ["t5", "bart"])
-async def test_encoder_decoders_run_one_at_a_time(opened: Opened, model: str) -> None:
-    reference = getattr(tiny_models, model)()
-    asked = prompts(5, 30)
-    async with opened(model) as engine:
-        assert any("encoder-decoder" in note for note in engine.info.notes)
-        assert Capability.PROMPT_LOGPROBS not in engine.info.capabilities
-        got = await asyncio.gather(*(answer(engine, asking(p, max_tokens=20)) for p in asked))
-        resumed = await answer(engine, asking(asked[0], max_tokens=20, resume_token_ids=tuple(got[0].ids[:1])))
-    assert resumed.ids == got[0].ids[1:]
-    for prompt, one in zip(asked, got, strict=True):
-        expected = reference.generate(
-            torch.tensor([prompt]),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=20,
-            attention_mask=torch.ones(1, len(prompt)),
-        )
-        assert one.ids == expected[0, 1 : len(one.ids) + 1].tolist()
 
 
 @pytest.mark.parametrize("model", ["hybrid_gemma", "mamba", "short_window"])

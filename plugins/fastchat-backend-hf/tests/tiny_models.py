@@ -24,6 +24,10 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -188,6 +192,32 @@ def bart() -> PreTrainedModel:
         **_IDS,
     )
     return seeded(BartForConditionalGeneration, config)
+
+
+def mbart() -> PreTrainedModel:
+    """The first token of every answer is forced, and not part of it."""
+    settings = bart().config.to_diff_dict() | {"forced_bos_token_id": 5}
+    settings.pop("model_type")
+    return seeded(MBartForConditionalGeneration, MBartConfig(**settings))
+
+
+def marian() -> PreTrainedModel:
+    config = MarianConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        max_position_embeddings=256,
+        init_std=0.2,
+        decoder_start_token_id=3,
+        forced_eos_token_id=None,
+        **_IDS,
+    )
+    return seeded(MarianMTModel, config)
 
 
 def bert() -> PreTrainedModel:

@@ -107,6 +107,7 @@ def _assemble(
         context_length=context_length,
         end_ids=end_ids,
         empty_prompt_id=tokenizer.bos_token_id,
+        answers_go_on=checkpoint.kind != "encoder-decoder",
     )
     folders = [checkpoint.folder, *([options.lora] if options.lora is not None else []), *options.adapters.values()]
     info = EngineInfo(

@@ -38,14 +38,17 @@ class Prompts:
         context_length: int,
         end_ids: frozenset[int],
         empty_prompt_id: int | None,
+        answers_go_on: bool = True,
     ) -> None:
         """`end_ids` end every answer; `empty_prompt_id` stands for a text without any token.
 
-        `constraints` None: no answer can be constrained.
+        `constraints` None: no answer can be constrained. `answers_go_on`: an answer's text continues the prompt's;
+        that of an encoder-decoder begins anew.
         """
         self._vocabulary, self._template, self._constraints = vocabulary, template, constraints
         self._tokenizer = vocabulary.tokenizer
         self._context_length, self._end_ids, self._empty_prompt_id = context_length, end_ids, empty_prompt_id
+        self._answers_go_on = answers_go_on
         self._arrivals = itertools.count()
 
     def sequence(self, request: GenerateRequest, stream: Stream, accepted: float) -> TokenSequence:
@@ -67,7 +70,7 @@ class Prompts:
             order=(request.priority, next(self._arrivals)),
             deadline=None if request.timeout_s is None else accepted + request.timeout_s,
             stop_ids=self._stop_ids(request),
-            text=AnswerText(self._tokenizer, prompt_ids=prompt, stops=params.stop),
+            text=AnswerText(self._tokenizer, prompt_ids=prompt if self._answers_go_on else (), stops=params.stop),
             constraint=constraint,
             mask=None if constraint is None or self._constraints is None else self._constraints.masks(1)[0],
         )
