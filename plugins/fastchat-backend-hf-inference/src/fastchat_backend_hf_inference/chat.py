@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
-from huggingface_hub import AsyncInferenceClient
+from huggingface_hub import AsyncInferenceClient, ChatCompletionStreamOutput
 
 from fastchat_backend_hf_inference.options import HfInferenceOptions
 from fastchat_backend_openai.answers import UpstreamAnswer
@@ -49,7 +49,18 @@ async def read_chat(
 ) -> AsyncGenerator[Chunk, None]:
     """The answer, chunk by chunk. Raises what the client raises, and `EngineError` for what it does not notice."""
     async for event in await call.chat_completion(model=model, stream=True, **arguments):
-        answer.take(msgspec.convert(event, Event))
+        answer.take(_event(event))
         if (chunk := answer.news()) is not None:
             yield chunk
     yield answer.last()
+
+
+def _event(event: ChatCompletionStreamOutput) -> Event:
+    """`event` as it was sent. The client keeps fields that it does not know only in the object they belong to."""
+    raw = dict(event)
+    if isinstance(event.choices, list):
+        raw["choices"] = [
+            {**choice, "delta": dict(choice.delta)} if isinstance(choice.delta, dict) else choice
+            for choice in event.choices
+        ]
+    return msgspec.convert(raw, Event)

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
+from huggingface_hub.utils import build_hf_headers
 
 from fastchat_backend_hf_inference.place import Place
 
@@ -27,15 +28,20 @@ _CLOSE_S = 2.0
 @asynccontextmanager
 async def opened_client(place: Place, *, bill_to: str | None, timeout_s: float) -> AsyncIterator[AsyncInferenceClient]:
     """A client of `place`, with its connections."""
-    # Without a token of ours, the client would send the one of this machine's login to any endpoint.
+    # Without a token, the client would read the one of this machine's login for each request, and send it anywhere.
     headers = {} if place.token else {"authorization": ""}
     client = AsyncInferenceClient(
-        base_url=place.base_url, token=place.token or None, timeout=timeout_s, headers=headers, bill_to=bill_to
+        base_url=place.base_url, token=place.token or "none", timeout=timeout_s, headers=headers, bill_to=bill_to
     )
-    session: httpx2.AsyncClient = await anyio.to_thread.run_sync(get_async_session)  # reads certificates
-    async with session:
+    async with await anyio.to_thread.run_sync(_session) as session:
         client._async_client = session
         yield client
+
+
+def _session() -> httpx2.AsyncClient:
+    """Reads certificates, and has the library look once for what it names in its headers. Not for the loop's thread."""
+    build_hf_headers(token=False)
+    return get_async_session()
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ A provider or endpoint that goes away is no end of the engine: requests fail unt
 
 from __future__ import annotations
 
-import importlib.util
 from array import array
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -69,8 +68,6 @@ class HfInferenceEngine:
         options = self._options
         if is_offline_mode():
             raise StartupError("HF_HUB_OFFLINE is set, and huggingface_hub then connects to nothing. Unset it.")
-        if "feature-extraction" in options.tasks and importlib.util.find_spec("numpy") is None:
-            raise StartupError("Embeddings need numpy: pip install 'fastchat-backend-hf-inference[embeddings]'")
         place = await anyio.to_thread.run_sync(find_place, self._model, options)
         self._place, self._kind = place, "router" if place.base_url is None else options.server
         self._failures = Failures([place.token, place.base_url or ""])
@@ -138,11 +135,11 @@ class HfInferenceEngine:
 def _info(options: HfInferenceOptions, place: Place, kind: str) -> EngineInfo:
     can = set[Capability]()
     if "chat" in options.tasks:
-        can |= capabilities_of(CHAT[kind], ("chat",), ())
+        can |= capabilities_of(CHAT[kind], ("chat",), options.lacks)
     if "text-generation" in options.tasks:
-        shared = TEXT_GENERATION if "chat" not in options.tasks else TEXT_GENERATION & can
-        # What only conversations have, and what holds for both.
-        can = {*can & _CHAT_ONLY, *shared, Capability.GENERATE, Capability.TEXT_PROMPT}
+        # What a request for either may ask for is what both can; the rest is about conversations.
+        both = TEXT_GENERATION & can if "chat" in options.tasks else TEXT_GENERATION
+        can = {*can & _OF_CHATS, *both, Capability.GENERATE, Capability.TEXT_PROMPT}
     if "feature-extraction" in options.tasks:
         can.add(Capability.EMBED)
     context_length = options.context_length or place.context_length
@@ -160,7 +157,7 @@ def _info(options: HfInferenceOptions, place: Place, kind: str) -> EngineInfo:
     )
 
 
-_CHAT_ONLY = frozenset({Capability.CHAT, Capability.TOOLS, Capability.TOOL_CALLS, Capability.TOOL_CHOICE})
+_OF_CHATS = frozenset({Capability.CHAT, Capability.TOOLS, Capability.TOOL_CALLS, Capability.TOOL_CHOICE})
 
 
 def _check_unicode(values: object) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.utils import is_numpy_available
 from msgspec import Struct
 
 from fastchat_backend_hf_inference.model_info import ModelInfo, read_model_info
@@ -42,6 +44,10 @@ def find_place(model: str, options: HfInferenceOptions) -> Place:
     Raises:
         StartupError: The options do not say where, or contradict each other.
     """
+    if "feature-extraction" in options.tasks:
+        if not is_numpy_available():
+            raise StartupError("Embeddings need numpy: pip install 'fastchat-backend-hf-inference[embeddings]'")
+        importlib.import_module("numpy")  # or the first request would, on the loop
     info = ModelInfo() if options.model_info is None else read_model_info(options.model_info, model)
     if options.base_url is not None and info.base_url is not None:
         raise StartupError("The entry of model_info has an api_base; base_url must not be given as well.")
