@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -88,10 +91,17 @@ def ranges(least: str, most: str, values: st.SearchStrategy[Any]) -> st.SearchSt
     return st.tuples(values, values).map(lambda pair: {least: min(pair), most: max(pair)})
 
 
+TENTHS = st.integers(-25, 25).map(lambda value: value / 10)
+
 LEAVES = st.one_of(
     st.sampled_from([{"type": "null"}, {"type": "boolean"}, {"type": ["string", "null"]}, {}]),
     ranges("minLength", "maxLength", st.integers(0, 9)).map(lambda bounds: {"type": "string", **bounds}),
     ranges("minimum", "maximum", st.integers(-200, 200)).map(lambda bounds: {"type": "integer", **bounds}),
+    st.builds(
+        lambda least, most: {"type": "number", **least, **most},
+        st.dictionaries(st.sampled_from(["minimum", "exclusiveMinimum"]), TENTHS, max_size=1),
+        st.dictionaries(st.sampled_from(["maximum", "exclusiveMaximum"]), TENTHS, max_size=1),
+    ),
     ranges("minimum", "maximum", st.floats(-9, 9).map(lambda value: round(value, 2))).map(
         lambda bounds: {"type": "number", **bounds}
     ),
@@ -122,7 +132,11 @@ def grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
     merged = st.builds(lambda one, other: {"allOf": [one, other]}, objects(inner), objects(inner))
     any_of = st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options})
-    counted = st.builds(lambda most: {"type": "object", "maxProperties": most}, st.integers(0, 2))
+    counted = st.builds(
+        lambda least, more: {"type": "object", "minProperties": least, "maxProperties": least + more},
+        st.integers(0, 2),
+        st.integers(0, 2),
+    )
     return st.one_of(objects(inner), arrays, tuples, any_of, merged, counted)
 
 
@@ -204,6 +218,11 @@ def test_a_recursive_schema_is_followed(walker: Walker) -> None:
         ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
         ({"enum": []}, "empty"),
         ({"$ref": "#"}, "nothing"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum 0"),
+        ({"allOf": [{"type": "number", "exclusiveMaximum": 1}, {"minimum": 0.2}]}, "exclusiveMaximum 1"),
+        ({"$defs": {"a/b": {"maximum": 0.5}}, "$ref": "#/$defs/a~1b", "exclusiveMinimum": 0}, "exclusiveMinimum 0"),
+        ({"type": "integer", "maximum": 2**60}, "2.53"),
+        ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"x-guidance": {"lenient": True}, "not": {}}, "not"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -454,6 +473,59 @@ def test_an_answer_that_becomes_too_complex_ends_with_an_error_of_its_own(tokeni
     with pytest.raises(EngineError) as caught:
         walker.walk(Regex("(a|b)*a(a|b){100}"), seed=1)
     assert caught.value.code == "constraint_too_complex"
+
+
+HOSTILE = {
+    "remainders of a huge number": JsonSchema({"type": "integer", "multipleOf": 99_999_999}),
+    "remainders of many numbers": JsonSchema({"allOf": [{"type": "integer", "multipleOf": n} for n in (7919, 7907)]}),
+    "patterns that must all match": JsonSchema(
+        {"allOf": [{"type": "string", "pattern": f"a.{{{count}}}b"} for count in range(1, 30)]}
+    ),
+}
+
+
+@pytest.mark.parametrize("constraint", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_would_be_compiled_for_ever_is_refused_in_time_and_remembered(
+    tokenizer: Any, ends: set[int], constraint: Constraint
+) -> None:
+    constraints = made(tokenizer, ends, seconds=0.5)
+    for least, most in ((0.0, 20.0), (0.0, 0.1)):
+        began = time.monotonic()
+        with pytest.raises(InvalidRequest, match=r"0\.5 s"):
+            constraints.compile(constraint)
+        assert least < time.monotonic() - began < most
+    constraints.compile(Choice(("yes", "no")))
+
+
+def test_what_takes_too_much_memory_is_refused(tokenizer: Any, ends: set[int]) -> None:
+    constraints = made(tokenizer, ends, seconds=60, memory_bytes=16 * 1024 * 1024)
+
+    with pytest.raises(InvalidRequest, match="memory"):
+        constraints.compile(HOSTILE["remainders of a huge number"])
+    constraints.compile(Choice(("yes", "no")))
+
+
+def test_the_loop_turns_while_hostile_constraints_are_compiled(tokenizer: Any, ends: set[int]) -> None:
+    """Python's lock is let go: another thread gets its turns all the while."""
+    constraints = made(tokenizer, ends, seconds=1)
+    constraints.compile(Choice(("a process for trials is started",)))
+    hard = [*HOSTILE.values(), Regex("(a{1000}){1000}"), Regex("|".join(f"w{n}x" for n in range(9000)))]
+
+    def compile_all() -> None:
+        for constraint in hard:
+            with contextlib.suppress(InvalidRequest):
+                constraints.compile(constraint)
+
+    thread = threading.Thread(target=compile_all)
+    pauses, last = [], time.perf_counter()
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        pauses.append(time.perf_counter() - last)
+        last = time.perf_counter()
+    thread.join()
+
+    assert statistics.quantiles(pauses, n=100)[-1] < 0.1  # 20 ms where nothing else runs
 
 
 # ------------------------------------------------------------------------------------------- library

@@ -14,12 +14,14 @@ from fastchat_serve.text.constraints.grammars import grammar_of, param_of
 from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.matcher import Mask, Matcher
 from fastchat_serve.text.constraints.tokens import library, token_trie
+from fastchat_serve.text.constraints.trial import Trial
 
 __all__ = ["Constraints"]
 
 _Key = tuple[str, str]
 _DEFAULT_LIMITS = ConstraintLimits()
 
+_REFUSED = "The constraint cannot be served:"
 _QUOTED = re.compile(r"\s*(\d+ \||\^)")
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
 
@@ -57,14 +59,16 @@ class Constraints:
         except ValueError as error:
             raise StartupError(f"llguidance cannot take the model's tokenizer: {error}") from error
         self._words = -(-self._trie.vocab_size // 32)
-        self._parser_limits = ll.LLParserLimits(
-            initial_lexer_fuel=limits.lexer_fuel,
-            step_lexer_fuel=limits.step_fuel,
-            step_max_items=limits.step_items,
-            max_lexer_states=limits.lexer_states,
-            max_grammar_size=limits.grammar_size,
-            verbose_errors=False,
-        )
+        parser_limits = {
+            "initial_lexer_fuel": limits.lexer_fuel,
+            "step_lexer_fuel": limits.step_fuel,
+            "step_max_items": limits.step_items,
+            "max_lexer_states": limits.lexer_states,
+            "max_grammar_size": limits.grammar_size,
+            "verbose_errors": False,
+        }
+        self._parser_limits = ll.LLParserLimits(**parser_limits)
+        self._trial = Trial(seconds=limits.seconds, memory_bytes=limits.memory_bytes, limits=parser_limits)
         self._kept: OrderedDict[_Key, Matcher | str] = OrderedDict()
         """By tenant and grammar, the latest used last; a text is what was wrong with it."""
         self._kept_bytes = 0
@@ -99,16 +103,19 @@ class Constraints:
 
     def _made(self, grammar: str) -> Matcher | str:
         """A matcher at its beginning, or what is wrong."""
+        problem = self._trial.problem(grammar)
+        if problem is None:
+            return f"{_REFUSED} compiling it takes more than {self._limits.seconds:g} s, or too much memory."
+        if problem:
+            return f"{_REFUSED} {_explained(problem)}"
         inner = library().LLMatcher(self._trie, grammar, log_level=0, limits=self._parser_limits)
-        if inner.is_error():
-            return f"The constraint cannot be served: {_explained(str(inner.get_error()))}"
         matcher = Matcher(inner, self._end_ids, self._words)
         try:
             matcher.write_mask(self.masks(1)[0])
         except EngineError as error:
             if error.code == "constraint_too_complex":
-                return "The constraint cannot be served: it is too complex."
-            return "The constraint cannot be served: nothing that this model can write satisfies it."
+                return f"{_REFUSED} it is too complex."
+            return f"{_REFUSED} nothing that this model can write satisfies it."
         return matcher
 
     def _keep(self, key: _Key, made: Matcher | str) -> None:
@@ -125,6 +132,8 @@ def _explained(error: str) -> str:
     """The library's message without the grammar that it quotes, which the client did not write."""
     lines = [line for line in error.splitlines() if not _QUOTED.match(line)]
     text = " ".join(" ".join(lines).split())
+    if "NoExtension" in text:
+        return "nothing satisfies it."
     text = _PLACE.sub("", text).removeprefix("failed to compile JSON schema: ")
     text = text.partition(" Enable 'coerce_one_of'")[0]
     return text if len(text) <= 300 else text[:300] + "…"

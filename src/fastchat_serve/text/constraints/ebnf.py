@@ -1,8 +1,8 @@
 """EBNF, as GBNF and XGrammar write it, in Lark.
 
-A parser for characters: every terminal is one character, so that the longest-match lexer behind Lark's form
-cannot decide anything. With terminals of any length, ``[a-z]+ "x"`` would never match: the first part would take
-the ``x`` as well.
+The lexer behind Lark's form takes the longest match, whatever comes after it: of ``[a-z]+ "x"`` in two terminals the
+first would take the ``x`` as well. So it is left nothing to decide. A grammar without recursion becomes one terminal;
+in any other every terminal is one character, and the parser does all the work.
 
 ::
 
@@ -12,6 +12,7 @@ the ``x`` as well.
 from __future__ import annotations
 
 import re
+from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple, NoReturn
 
 from fastchat_serve.errors import InvalidRequest
@@ -63,6 +64,8 @@ class _Grammar:
         self._depth = 0
         self._numbers: dict[str, int] = {}
         """Of the rules by name; in Lark they are called by number, since its names are stricter."""
+        self._letter = "r" if self._is_recursive() else "R"
+        """Lark's terminals are in capitals."""
 
     def lark(self) -> str:
         rules: dict[str, str] = {}
@@ -79,6 +82,20 @@ class _Grammar:
             raise InvalidRequest(f"The grammar has no rule {min(missing)!r}.", param="grammar")
         lines = [f"{self._called(name)}: {body}" for name, body in rules.items()]
         return "\n".join([f"start: {self._called('root')}", *lines, ""])
+
+    def _is_recursive(self) -> bool:
+        uses: dict[str, set[str]] = {}
+        rule = ""
+        for token in self._tokens:
+            if token.kind == "rule":
+                rule = token.text
+            elif token.kind == "name":
+                uses.setdefault(rule, set()).add(token.text)
+        try:
+            TopologicalSorter(uses).prepare()
+        except CycleError:
+            return True
+        return False
 
     def _split(self) -> list[_Token]:
         tokens, at = [], 0
@@ -189,7 +206,7 @@ class _Grammar:
         return found
 
     def _called(self, name: str) -> str:
-        return f"r{self._numbers.setdefault(name, len(self._numbers))}"
+        return f"{self._letter}{self._numbers.setdefault(name, len(self._numbers))}"
 
     def _peek(self) -> _Token | None:
         return self._tokens[self._next] if self._next < len(self._tokens) else None

@@ -11,6 +11,7 @@ from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonS
 from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.text.constraints.ebnf import lark_rules
 from fastchat_serve.text.constraints.limits import ConstraintLimits
+from fastchat_serve.text.constraints.schemas import check_schema
 from fastchat_serve.text.constraints.tokens import library
 
 __all__ = ["grammar_of", "param_of"]
@@ -50,6 +51,7 @@ def grammar_of(constraint: Constraint, limits: ConstraintLimits) -> str:
             return _json_grammar({"type": "object"})
         case JsonSchema(schema=schema):
             _check_nesting(schema, limits.nesting)
+            check_schema(schema)
             grammar = _json_grammar(schema)
             _check_text(grammar, "json_schema", limits)
             return grammar

@@ -14,7 +14,7 @@ class ConstraintLimits(Struct, frozen=True, kw_only=True):
     """Of a schema as JSON, a pattern, a grammar, or all options of a choice."""
     nesting: int = 64
     """Levels of a schema's JSON, and of parentheses in a pattern or a grammar."""
-    seconds: float = 1.0
+    seconds: float = 2.0
     """For compiling, on the first sight of a constraint."""
     memory_bytes: int = 256 * 1024 * 1024
     """For compiling."""
