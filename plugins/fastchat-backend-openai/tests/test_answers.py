@@ -142,6 +142,17 @@ async def test_log_probabilities_of_completions_have_as_many_alternatives_as_ask
     assert found.logprobs == (TokenLogprob(-1, "a", b"a", -2.0, (TokenLogprob(-1, "b", b"b", -0.5),)),)
 
 
+async def test_a_drawn_token_that_is_put_before_the_most_likely_ones_is_no_alternative(behind: Any) -> None:
+    top = [{"token": token, "logprob": logprob} for token, logprob in (("z", -9.0), ("a", -0.1), ("b", -2.0))]
+    content = [{"token": "z", "logprob": -9.0, "top_logprobs": top}]
+    choice = {"index": 0, "delta": {"content": "z"}, "logprobs": {"content": content}, "token_ids": [26]}
+
+    (found,) = await chunks(behind, event({"choices": [choice]}), END, request=asking(logprobs=2), dialect="vllm")
+
+    (rated,) = found.logprobs or ()
+    assert (rated.token_id, [other.text for other in rated.top]) == (26, ["a", "b"])
+
+
 async def test_cached_tokens_and_what_stopped_the_answer_are_passed_on(behind: Any) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
     end = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": 42}]})

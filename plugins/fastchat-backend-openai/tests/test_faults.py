@@ -9,7 +9,7 @@ import pytest
 from raw_upstream import DONE, PATIENCE_S, Handler, Request, answer_of, asking, chat_event, event, head
 
 from fastchat_backend_openai.connection import MAX_HEAD_BYTES
-from fastchat_backend_openai.failures import UpstreamOverflow
+from fastchat_backend_openai.failures import UncountedOverflow
 from fastchat_backend_openai.sse import MAX_EVENT_BYTES
 from fastchat_serve import (
     DeadlineExceeded,
@@ -169,13 +169,13 @@ async def test_an_error_in_json_with_status_200_is_an_error(behind: Any) -> None
         (
             400,
             '{"error": {"message": "x", "code": "context_length_exceeded"}}',
-            UpstreamOverflow,
+            UncountedOverflow,
             "context_length_exceeded",
         ),
         (
             400,
             '{"object": "error", "message": "This model\'s maximum context length is 8 tokens.", "code": 400}',
-            UpstreamOverflow,
+            UncountedOverflow,
             "context_length_exceeded",
         ),
         (422, '{"detail": [{"loc": ["body", "n"], "msg": "too many"}]}', InvalidRequest, None),
@@ -226,7 +226,10 @@ async def test_messages_hold_no_key_address_or_path(behind: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        ({"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}, UpstreamOverflow),
+        (
+            {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"},
+            UncountedOverflow,
+        ),
         ({"message": "busy", "type": "rate_limit_error"}, Overloaded),
         ({"message": "busy", "code": 503}, Unavailable),
         ({"message": "boom"}, EngineError),

@@ -15,6 +15,7 @@ from fastchat_serve import (
     ChatPrompt,
     Choice,
     Constraint,
+    ContextOverflow,
     EmbedRequest,
     GenerateRequest,
     Grammar,
@@ -85,6 +86,15 @@ async def test_a_conversation_is_passed_on_whole(behind: Any) -> None:
     assert body["tools"] == [{"type": "function", "function": function}]
     assert body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert (body["model"], body["stream"], body["stream_options"]) == ("m", True, {"include_usage": True})
+
+
+async def test_an_answer_as_long_as_the_context_is_refused(behind: Any) -> None:
+    request = asking(sampling=SamplingParams(max_tokens=100))
+    async with behind(answers, context_length=100) as (engine, upstream):
+        with pytest.raises(ContextOverflow):
+            await answer_of(engine, request)
+        assert not upstream.requests
+    assert (await sent(behind, request))["max_tokens"] == 100  # of an unknown context, nothing is known
 
 
 async def test_standard_sampling_is_sent_to_everyone(behind: Any) -> None:

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._headers import build_hf_headers
 
 from fastchat_backend_hf_inference.place import Place
 

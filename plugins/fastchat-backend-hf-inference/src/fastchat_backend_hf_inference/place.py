@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.utils import is_numpy_available
+from huggingface_hub.utils._runtime import is_numpy_available
 from msgspec import Struct
 
 from fastchat_backend_hf_inference.model_info import ModelInfo, read_model_info

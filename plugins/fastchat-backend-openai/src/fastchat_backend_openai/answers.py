@@ -27,6 +27,9 @@ FINISH_REASONS: MappingProxyType[str, FinishReason] = MappingProxyType(
     }
 )
 
+_Rated = tuple[str, bytes, float | None, list[tuple[float, str, bytes]]]
+"""A token, its bytes, its log-probability, and the alternatives with theirs first."""
+
 
 class UpstreamAnswer:
     """Takes events in; `news` is what has come since it was asked before, and `last` the end.
@@ -120,7 +123,7 @@ class UpstreamAnswer:
         if choice.token_ids:
             self._token_ids += choice.token_ids
         if choice.logprobs is not None:
-            self._logprobs += _token_logprobs(choice.logprobs, self._alternatives)
+            self._logprobs += _token_logprobs(choice.logprobs, choice.token_ids, self._alternatives)
         if choice.finish_reason is not None:
             self.finish_reason = _finish_reason(choice.finish_reason)
             self._stop_match = choice.stop_reason if choice.stop_reason is not None else choice.matched_stop
@@ -183,35 +186,43 @@ class _ToolCalls:
         return part.index is None and part.function is not None and bool(part.function.name and self._name)
 
 
-def _token_logprobs(found: Logprobs, alternatives: int) -> list[TokenLogprob]:
-    """In the contract's form, from either of OpenAI's."""
+def _token_logprobs(found: Logprobs, token_ids: list[int] | None, alternatives: int) -> list[TokenLogprob]:
+    """In the contract's form, from either of OpenAI's. Ids are known where the server tells those of all tokens."""
     if found.content is not None:
-        return [
-            TokenLogprob(
-                -1,
+        rated: list[_Rated] = [
+            (
                 entry.token,
                 _data(entry),
                 entry.logprob,
-                tuple(
-                    TokenLogprob(-1, top.token, _data(top), top.logprob)
-                    for top in (entry.top_logprobs or ())[:alternatives]
-                ),
+                [(top.logprob, top.token, _data(top)) for top in entry.top_logprobs or ()],
             )
             for entry in found.content
         ]
+    else:
+        rated = _legacy(found)
+    ids = token_ids if token_ids is not None and len(token_ids) == len(rated) else [-1] * len(rated)
+    return [
+        TokenLogprob(token_id, text, data, logprob, _best(tops, alternatives))
+        for token_id, (text, data, logprob, tops) in zip(ids, rated, strict=True)
+    ]
+
+
+def _legacy(found: Logprobs) -> list[_Rated]:
+    """Of completions: parallel lists, without bytes."""
     tokens, values = found.tokens or [], found.token_logprobs or []
     tops = found.top_logprobs or [None] * len(tokens)
     if not len(tokens) == len(values) == len(tops):
         raise EngineError("The upstream's log-probabilities do not fit together.")
     return [
-        TokenLogprob(-1, token, token.encode(), value, _best(top or {}, alternatives))
+        (token, token.encode(), value, [(logprob, text, text.encode()) for text, logprob in (top or {}).items()])
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]
 
 
-def _best(values: dict[str, float], count: int) -> tuple[TokenLogprob, ...]:
-    best_first = sorted(values.items(), key=lambda item: -item[1])
-    return tuple(TokenLogprob(-1, token, token.encode(), value) for token, value in best_first[:count])
+def _best(tops: list[tuple[float, str, bytes]], count: int) -> tuple[TokenLogprob, ...]:
+    """The most likely. Some servers put the drawn token before them, however unlikely it was."""
+    best_first = sorted(tops, key=lambda top: -top[0])
+    return tuple(TokenLogprob(-1, text, data, logprob) for logprob, text, data in best_first[:count])
 
 
 def _data(entry: TokenEntry | TopEntry) -> bytes:

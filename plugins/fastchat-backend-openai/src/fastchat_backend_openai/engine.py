@@ -25,7 +25,7 @@ from fastchat_backend_openai.answers import UpstreamAnswer
 from fastchat_backend_openai.connect import Connector, trusted
 from fastchat_backend_openai.dialects import DIALECTS, capabilities_of
 from fastchat_backend_openai.embeddings import read_embeddings
-from fastchat_backend_openai.failures import Failures
+from fastchat_backend_openai.failures import Failures, UncountedOverflow
 from fastchat_backend_openai.http import Upstream
 from fastchat_backend_openai.options import OpenAIOptions
 from fastchat_backend_openai.pool import Pool
@@ -182,7 +182,7 @@ class OpenAIEngine:
             lacks |= set(Capability) - found.workers - {Capability.TOOL_CALLS}
             if not options.apis and Capability.EMBED in found.workers:
                 apis = (*apis, "embeddings")
-        context_length = options.context_length or found.context_length
+        self._context_length = context_length = options.context_length or found.context_length
         notes = [f"The upstream speaks the dialect {found.dialect}."]
         if context_length is None:
             notes.append(f"Its context length is not known; {ASSUMED_CONTEXT_LENGTH} is assumed.")
@@ -195,8 +195,9 @@ class OpenAIEngine:
         )
 
     def _body(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
-        """Where a request goes, and what is sent. Raises `Unsupported`."""
+        """Where a request goes, and what is sent. Raises kinds of `InvalidRequest`."""
         options, dialect, prompt = self._options, self._dialect, request.prompt
+        self._check_room(request)
         body: dict[str, Any] = {"model": self._model, "stream": True}
         if options.usage == "ask":
             body["stream_options"] = {"include_usage": True}
@@ -214,6 +215,13 @@ class OpenAIEngine:
                 send_seed=options.send_seed,
             )
         return _COMPLETIONS, body | completion_body(request, prompt, dialect=dialect, send_seed=options.send_seed)
+
+    def _check_room(self, request: GenerateRequest) -> None:
+        """Refuse what cannot fit whatever the prompt: some servers would quietly make the answer shorter."""
+        wanted, limit = request.sampling.max_tokens, self._context_length
+        if wanted is not None and limit is not None and wanted >= limit:
+            text = f"This model's maximum context length is {limit} tokens; {wanted} for the answer leave no room."
+            raise UncountedOverflow(text, param="max_tokens")
 
     def _on_over(self, stream: Stream, error: ServeError | None) -> None:
         self._streams.discard(stream)

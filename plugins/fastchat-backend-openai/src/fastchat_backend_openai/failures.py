@@ -27,7 +27,7 @@ from fastchat_serve import (
     Unsupported,
 )
 
-__all__ = ["MAX_ERROR_BYTES", "Failures", "UpstreamOverflow"]
+__all__ = ["MAX_ERROR_BYTES", "Failures", "UncountedOverflow"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ _STATUS_OF_TYPE = MappingProxyType(
 """For errors within a stream, which come without a status."""
 
 
-class UpstreamOverflow(ContextOverflow):
-    """Prompt and answer do not fit the context, in the upstream's words: they mostly have the counts."""
+class UncountedOverflow(ContextOverflow):
+    """Prompt and answer do not fit the context; only the upstream has counted, and mostly says so in its message."""
 
     def __init__(self, message: str, *, param: str) -> None:
         InvalidRequest.__init__(self, message, param=param)
@@ -138,7 +138,7 @@ class Failures:
         text = message or "The upstream refused the request, and does not say why."
         kind = _text(error.get("type"))
         if code in _OVERFLOW_CODES or kind in _OVERFLOW_CODES or _OVERFLOW.search(message):
-            return UpstreamOverflow(text, param=param or "messages")
+            return UncountedOverflow(text, param=param or "messages")
         if code == Unsupported.code:
             return Unsupported(text, param=param or None)
         return InvalidRequest(text, param=param or None, code=code if _CODE.fullmatch(code) else None)
