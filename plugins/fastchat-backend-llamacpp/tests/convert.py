@@ -1,7 +1,7 @@
 """A Llama of Hugging Face as a GGUF file in float32, as llama.cpp's own converter would write it.
 
 The demonstration model cuts text by a rule of its own before merging. ``gpt-2``'s rule is coarser, which comes to the
-same but for a few symbols and combining marks.
+same but for some letters and symbols beyond Latin.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import shutil
 import subprocess
@@ -127,7 +128,7 @@ async def test_adapters_change_answers_of_those_who_ask_for_them(
 
     rng = np.random.default_rng(1)
     name = "model.layers.1.mlp.up_proj.weight"
-    a, b = (rng.normal(0, 0.3, shape).astype(np.float32) for shape in ((4, 256), (640, 4)))
+    a, b = (rng.normal(0, 0.7, shape).astype(np.float32) for shape in ((4, 256), (640, 4)))
     write_adapter(tmp_path / "lora.gguf", {name: (a, b)})
     requests = [asking(saying(text), max_tokens=24, ignore_eos=True) for text in ("Hello!", "Who are you?")]
     adapted = [
@@ -140,8 +141,6 @@ async def test_adapters_change_answers_of_those_who_ask_for_them(
     async with opened(adapters={"own": tmp_path / "lora.gguf"}) as engine:
         assert Capability.ADAPTERS in engine.info.capabilities
         assert engine.info.adapters == ("own",)
-        import asyncio
-
         both = await asyncio.gather(*(answer(engine, request) for request in [*requests, *adapted]))
     assert plain != merged
     assert [said.ids for said in both] == [*plain, *merged]

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.anyio
 TEXTS = (
     "Hello World, what is 12+34?",
     'é Ünïcode 漢字 <tool_call>{"a": 1}</tool_call>\n\n  \'tis <|im_end|>',
-    "Zoë ordered crème brûlée 🍮 in 東京, then flew to Москва with 한국 friends 👩‍🚀",
+    "Zoë ordered crème brûlée 🍮 in 東京, then flew to москву with 한국 friends",
     "def f(x):\n\treturn x ** 2  # the square\r\n",
-    "שלום, Γειά σου, y ¡adiós!",
+    "שלום, γειά σου, y ¡adiós!",
     " ",
     "a\0b",
 )

@@ -159,6 +159,10 @@ class LlamaCppEngine:
         running = min(generation.running, len(self._streams))
         return EngineLoad(running, len(self._streams) - running, generation.used_fraction)
 
+    def die(self) -> None:
+        """Break for good, as a failure of llama.cpp would: for those who prove what happens then."""
+        self._stepper.die(RuntimeError("The engine was told to die."))
+
     # ---------------------------------------------------------------------------- on other threads
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:

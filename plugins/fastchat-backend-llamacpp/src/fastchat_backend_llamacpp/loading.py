@@ -212,7 +212,8 @@ class _Loader:
     def _context(self, **settings: Any) -> Context:
         library, options = llama(), self._options
         threads = options.threads or int(os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 2) - 1, 1))
-        flash = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}[options.flash_attn]
+        exact = options.cache_type_k == options.cache_type_v == "f32"
+        flash = {"auto": "DISABLED" if exact else "AUTO", "on": "ENABLED", "off": "DISABLED"}[options.flash_attn]
         context = Context(
             self._model,
             {

@@ -35,7 +35,8 @@ class LlamaCppOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     prefill_tokens: Annotated[int, Meta(ge=16)] = 512
     """The most prompt tokens read in one pass. How many beside answers under way follows from how long they take."""
     flash_attn: Literal["auto", "on", "off"] = "auto"
-    """llama.cpp's fused attention. ``auto``: where the device has it."""
+    """llama.cpp's fused attention. ``auto``: where the device has it, except for a cache in f32, whose precision it
+    would give away."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU threads. 0: OMP_NUM_THREADS, otherwise one core is left free."""
     n_gpu_layers: Annotated[int, Meta(ge=0)] | None = None
