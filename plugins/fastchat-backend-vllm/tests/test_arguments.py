@@ -17,8 +17,8 @@ from fastchat_serve import ConfigError, StartupError
 KNOWN = {"model", "dtype", "block_size", "disable_log_stats", "max_model_len", "speculative_config"}
 
 
-def arguments(default_kv_bytes: int | None = None, **options: Any) -> dict[str, Any]:
-    return engine_arguments("m", VllmOptions(**options), KNOWN, default_kv_bytes=default_kv_bytes)
+def arguments(cpu_kv_bytes: int | None = None, **options: Any) -> dict[str, Any]:
+    return engine_arguments("m", VllmOptions(**options), KNOWN, cpu_kv_bytes=cpu_kv_bytes)
 
 
 def test_what_is_not_set_is_left_to_vllm() -> None:
@@ -72,6 +72,13 @@ def test_the_lora_rank_is_the_next_that_vllm_has_kernels_for(tmp_path: Path, ran
         ("max_loras", 1),
         ("max_lora_rank", expected),
     }
+
+
+def test_on_a_cpu_one_lora_slot_stays_empty_for_requests_without_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+
+    assert arguments(111, adapters={"a": tmp_path, "b": tmp_path}, max_loras=1)["max_loras"] == 3
+    assert arguments(adapters={"a": tmp_path, "b": tmp_path}, max_loras=1)["max_loras"] == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"r": "8"}', '{"r": 100000}', None])

@@ -25,11 +25,11 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def engine_arguments(
-    model: str, options: VllmOptions, known: Collection[str], *, default_kv_bytes: int | None
+    model: str, options: VllmOptions, known: Collection[str], *, cpu_kv_bytes: int | None
 ) -> dict[str, Any]:
     """The keyword arguments of ``AsyncEngineArgs``, whose fields are `known`.
 
-    `default_kv_bytes` is the size of the key-value cache where the options leave it open; None: vLLM measures.
+    `cpu_kv_bytes` is, on a CPU, the size of the key-value cache where the options leave it open; None: it is no CPU.
 
     Raises:
         ConfigError: An entry of `extra` is no argument, or is an option of ours.
@@ -37,7 +37,7 @@ def engine_arguments(
     """
     kv_bytes = size_in_bytes(options.kv_cache_memory) if options.kv_cache_memory else None
     if kv_bytes is None and options.gpu_memory_utilization is None:
-        kv_bytes = default_kv_bytes
+        kv_bytes = cpu_kv_bytes
     open_to_vllm = {
         "quantization": options.quantization,
         "max_model_len": options.max_model_len,
@@ -62,7 +62,7 @@ def engine_arguments(
         "structured_outputs_config": {"backend": options.structured_outputs, "disable_any_whitespace": True},
         "shutdown_timeout": _DRAIN_S,
         **{name: value for name, value in open_to_vllm.items() if value is not None},
-        **_lora_arguments(options),
+        **_lora_arguments(options, on_cpu=cpu_kv_bytes is not None),
     }
     _check_extra(options.extra, known, arguments.keys() | open_to_vllm.keys())
     quiet = {"disable_log_stats": True, "use_tqdm_on_load": False}
@@ -91,15 +91,18 @@ def adapter_rank(name: str, folder: Path) -> int:
     return rank
 
 
-def _lora_arguments(options: VllmOptions) -> dict[str, Any]:
+def _lora_arguments(options: VllmOptions, *, on_cpu: bool) -> dict[str, Any]:
     if not options.adapters:
         return {}
     count = len(options.adapters)
+    # On a CPU, vLLM gives rows without an adapter the one in its last slot (`lora/ops/torch_ops` takes -1 for an index).
+    # With a slot more than there are adapters, that one stays empty, and adds nothing.
+    slots = count + 1 if on_cpu else min(options.max_loras or count, count)
     highest = max(adapter_rank(name, folder) for name, folder in options.adapters.items())
     return {
         "enable_lora": True,
-        "max_loras": min(options.max_loras or count, count),
-        "max_cpu_loras": count,
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, count),
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= highest),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,9 @@ from numpy.typing import NDArray
 
 from fastchat_backend_vllm.failures import as_serve_error
 from fastchat_backend_vllm.sampling import cache_salt
-from fastchat_serve import Embeddings, EmbedRequest, EngineError, ServeError
+from fastchat_serve import Embeddings, EmbedRequest, EngineError
 
 __all__ = ["embed"]
-
-logger = logging.getLogger(__name__)
 
 
 async def embed(llm: Any, request: EmbedRequest, texts: Sequence[list[int]]) -> Embeddings:
@@ -29,9 +26,7 @@ async def embed(llm: Any, request: EmbedRequest, texts: Sequence[list[int]]) -> 
             ]
     except ExceptionGroup as group:  # the first of what may have gone wrong many times
         error = _first(group)
-        if not isinstance(error, ServeError):
-            logger.exception("request %s failed", request.id)
-        raise as_serve_error(error) from error
+        raise as_serve_error(error, request.id) from error
     vectors = np.stack([task.result() for task in running])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Embeddings(vectors.astype("<f4").tobytes(), vectors.shape[1], sum(map(len, texts)))

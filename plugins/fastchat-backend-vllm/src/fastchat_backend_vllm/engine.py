@@ -33,7 +33,6 @@ from fastchat_serve import (
     EngineSetup,
     GenerateRequest,
     Handle,
-    ServeError,
     Sink,
     StartupError,
     TextPrompt,
@@ -152,9 +151,7 @@ class VllmEngine:
             if not stream.aborted:
                 stream.fail(Unavailable("The model was unloaded."))
         except Exception as error:  # whatever it was, the caller is told
-            if not isinstance(error, ServeError):
-                logger.exception("request %s failed", request.id)
-            stream.fail(as_serve_error(error))
+            stream.fail(as_serve_error(error, request.id))
         finally:
             self._streams.pop(stream, None)
             stream.end()
@@ -218,6 +215,8 @@ class VllmEngine:
                 task.cancel()
             self._lanes.close()
             llm, self._llm, self._model = self._llm, None, None
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # or it would report the shutdown as a failure
             with anyio.move_on_after(_KILL_S):
                 await anyio.to_thread.run_sync(partial(llm.shutdown, timeout=_SHUTDOWN_S), abandon_on_cancel=True)
             for process in self._processes:

@@ -79,7 +79,7 @@ class Opening:
         known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
         quarter = psutil.virtual_memory().available // 4
         arguments = engine_arguments(
-            self._setup.model, self._options, known, default_kv_bytes=quarter if current_platform.is_cpu() else None
+            self._setup.model, self._options, known, cpu_kv_bytes=quarter if current_platform.is_cpu() else None
         )
         arguments.setdefault("logging_config", LoggingConfig(configure_logging=False))
         self._setup.progress("reading the model's config")

@@ -53,7 +53,7 @@ class VllmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     adapters: dict[_Name, Path] = {}
     """LoRA adapters that requests can ask for, by name: ``{sql = "adapters/sql"}``."""
     max_loras: _Positive | None = None
-    """Different adapters in one pass. None: all of them."""
+    """Different adapters in one pass, on a device. None, and on a CPU: all of them."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,8 +11,6 @@ from fastchat_backend_vllm.failures import as_serve_error
 from fastchat_serve import Chunk, ServeError, Sink
 
 __all__ = ["Stream"]
-
-logger = logging.getLogger(__name__)
 
 
 class Stream:
@@ -58,10 +55,8 @@ class Stream:
                 raise output
             assert self.answer is not None
             chunk = self.answer.end(output.prompt_logprobs) if self._only_scores else self.answer.take(output)
-        except Exception as error:  # the boundary to foreign code: whatever it was, the caller is told
-            if not isinstance(error, ServeError):
-                logger.exception("request %s failed", self._id)
-            self.fail(as_serve_error(error))
+        except Exception as error:  # whatever it was, the caller is told
+            self.fail(as_serve_error(error, self._id))
         else:
             self.done = output.finished
             self.push(chunk)
