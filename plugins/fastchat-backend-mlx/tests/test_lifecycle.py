@@ -19,7 +19,7 @@ from mlx_lm.generate import BatchGenerator
 
 from fastchat_backend_mlx import open_mlx
 from fastchat_backend_mlx.generation import Generation
-from fastchat_backend_mlx.prompts import Prompts
+from fastchat_backend_mlx.preparation import Preparation
 from fastchat_serve import Chunk, DeadlineExceeded, EngineError, OutOfMemory, TextPrompt, Unavailable
 
 pytestmark = pytest.mark.anyio
@@ -197,7 +197,7 @@ async def test_a_request_that_cannot_be_prepared_is_told_no_internals(
         raise ValueError("/secret/path")
 
     async with opened() as engine:
-        monkeypatch.setattr(Prompts, "answer", fail)
+        monkeypatch.setattr(Preparation, "answer", fail)
         with pytest.raises(EngineError) as caught:
             await answer(engine, asking())
         assert "secret" not in str(caught.value)

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import ChunkedKVCache
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from fastchat_backend_mlx import CAPABILITIES, loading
-from fastchat_backend_mlx.checkpoint import advised_sampling, context_length
+from fastchat_backend_mlx.context import model_context_length
 from fastchat_backend_mlx.options import in_bytes
 from fastchat_serve import Capability, ConfigError, PushEngine, Renders, StartupError, Tokenizes
 
@@ -201,31 +201,23 @@ async def test_a_context_over_the_models_own_is_remarked_on(opened: Opened) -> N
     ("config", "limit", "expected"),
     [
         ({"max_position_embeddings": 100}, 7, 100),
-        ({"text_config": {"n_positions": 50}}, None, 50),
+        ({"text_config": {"n_positions": 50}}, 7, 50),
         ({}, 77, 77),
         ({}, 10**30, None),
-        ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, None, 400),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, 7, 400),
         (
             {
                 "max_position_embeddings": 100,
                 "rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 100},
             },
-            None,
+            7,
             400,
         ),
-        ({"max_position_embeddings": 100, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 7, 100),
     ],
 )
-def test_the_context_length_is_read_from_the_config(
-    config: dict[str, Any], limit: int | None, expected: int | None
-) -> None:
-    assert context_length(config, limit) == expected
-
-
-def test_what_a_generation_config_leaves_out_is_left_open(tmp_path: Path) -> None:
-    assert advised_sampling(tmp_path).temperature == 1.0
-    (tmp_path / "generation_config.json").write_text('{"top_k": 20, "temperature": null}')
-    assert (advised_sampling(tmp_path).top_k, advised_sampling(tmp_path).temperature) == (20, 1.0)
+def test_the_context_length_is_read_from_the_config(config: dict[str, Any], limit: int, expected: int | None) -> None:
+    assert model_context_length(config, limit) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from tokenizers import Tokenizer
 
 from fastchat_backend_mlx.answers import Answer
 from fastchat_backend_mlx.sampling import Drawing
-from fastchat_backend_mlx.uniform import uniform
-from fastchat_serve import GenerateRequest, SamplingParams, TokenPrompt
+from fastchat_serve import GenerateRequest, SamplingParams, TokenPrompt, uniform
 from fastchat_serve.text import AnswerText
 
 VOCABULARY = 200

@@ -1,6 +1,6 @@
 """The engine as the event loop sees it: streams in, sinks out, nothing that waits.
 
-The loop's thread owns the streams. Others prepare requests (`lanes.py`), and one of its own runs the model
+The loop's thread owns the streams. Others prepare requests (`preparation.py`), and one of its own runs the model
 (`stepper.py`); what one step brought for all streams comes back in one call.
 """
 
@@ -19,7 +19,6 @@ import anyio.to_thread
 
 from fastchat_backend_mlx.failures import as_serve_error
 from fastchat_backend_mlx.generation import News
-from fastchat_backend_mlx.lanes import Lanes, is_short
 from fastchat_backend_mlx.loading import LoadedModel, load
 from fastchat_backend_mlx.options import MlxOptions
 from fastchat_backend_mlx.stepper import Stepper
@@ -40,6 +39,7 @@ from fastchat_serve import (
     Unavailable,
     pull,
 )
+from fastchat_serve.text import Lanes, is_slow
 
 __all__ = ["MlxEngine"]
 
@@ -104,7 +104,7 @@ class MlxEngine:
         except BaseException:
             await self._end_thread()
             raise
-        self._preparing = Lanes()
+        self._preparing = Lanes("fastchat-mlx-prompts")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -125,7 +125,7 @@ class MlxEngine:
         self._streams.add(stream)
         stream.preparation = self._preparing.submit(
             partial(self._prepare, request, stream, time.monotonic()),
-            quick=is_short(request.prompt) and request.constraint is None,  # which may have to be compiled
+            slow=is_slow(request),
         )
         return stream
 
@@ -133,15 +133,16 @@ class MlxEngine:
         return pull(self.start, request)
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        work = partial(self._loaded.prompts.token_ids, prompt)
-        return tuple(await self._off_loop(work, quick=is_short(prompt)))
+        work = partial(self._loaded.preparation.prompts.token_ids, prompt)
+        return tuple(await self._off_loop(work, slow=is_slow(prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        work = partial(self._loaded.prompts.text, token_ids)
-        return await self._off_loop(work, quick=is_short(TokenPrompt(token_ids)))
+        work = partial(self._loaded.preparation.prompts.text, token_ids)
+        return await self._off_loop(work, slow=is_slow(TokenPrompt(token_ids)))
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(partial(self._loaded.prompts.render, prompt), quick=is_short(prompt))
+        work = partial(self._loaded.preparation.prompts.render, prompt)
+        return await self._off_loop(work, slow=is_slow(prompt))
 
     def current_load(self) -> EngineLoad:
         model = self._loaded
@@ -153,7 +154,7 @@ class MlxEngine:
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:
         try:
-            answer = self._loaded.prompts.answer(request, stream, accepted)
+            answer = self._loaded.preparation.answer(request, stream, accepted)
         except Exception as error:  # the thread's boundary: whatever it was, the stream is told
             if not isinstance(error, ServeError):
                 logger.exception("request %s could not be prepared", request.id)
@@ -218,8 +219,8 @@ class MlxEngine:
             logger.error("the engine's thread is stuck; its memory is not released")
         del self._stepper
 
-    async def _off_loop(self, work: Callable[[], _T], *, quick: bool) -> _T:
-        return await asyncio.wrap_future(self._preparing.submit(work, quick=quick))
+    async def _off_loop(self, work: Callable[[], _T], *, slow: bool) -> _T:
+        return await asyncio.wrap_future(self._preparing.submit(work, slow=slow))
 
     @property
     def _loaded(self) -> LoadedModel:

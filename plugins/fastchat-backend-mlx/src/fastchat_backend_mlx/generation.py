@@ -21,10 +21,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from fastchat_backend_mlx.answers import Answer, Stream
 from fastchat_backend_mlx.failures import as_serve_error
 from fastchat_backend_mlx.prefixes import Prefixes
-from fastchat_backend_mlx.sampling import Drawing
+from fastchat_backend_mlx.sampling import Drawing, most_likely
 from fastchat_backend_mlx.scoring import Scoring
-from fastchat_backend_mlx.vocabulary import Vocabulary
 from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
+from fastchat_serve.text import Vocabulary
 
 __all__ = ["Generation", "News"]
 
@@ -215,7 +215,8 @@ class Generation:
         wanted = answer.request.logprobs
         if wanted is None:
             return answer.accept(token, None)
-        return answer.accept(token, self._vocabulary.logprob(token, drawing.raw_logprobs(logprobs), wanted))
+        raw = drawing.raw_logprobs(logprobs)
+        return answer.accept(token, self._vocabulary.logprob(token, float(raw[token]), most_likely(raw, wanted)))
 
     def _leave(self, uids: Iterable[int], *, keep: bool) -> None:
         """Take rows out of the batch."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -17,18 +16,18 @@ from mlx_lm.models.cache import make_prompt_cache
 from tokenizers import Tokenizer
 
 from fastchat_backend_mlx.capabilities import CAPABILITIES
-from fastchat_backend_mlx.checkpoint import advised_sampling, context_length, find_folder, fingerprint
+from fastchat_backend_mlx.context import model_context_length
 from fastchat_backend_mlx.generation import Generation
 from fastchat_backend_mlx.options import MlxOptions, in_bytes
 from fastchat_backend_mlx.prefixes import Prefixes
-from fastchat_backend_mlx.prompts import Prompts
-from fastchat_backend_mlx.vocabulary import Vocabulary
-from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate, Constraints
+from fastchat_backend_mlx.preparation import Preparation
+from fastchat_serve import Capability, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint, weight_files
+from fastchat_serve.text import ChatTemplate, Constraints, Prompts, Vocabulary, chat_template_of
 
-__all__ = ["LoadedModel", "clear_memory", "load"]
+__all__ = ["LoadedModel", "leave_thread", "load"]
 
-_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
+_WEIGHTS = "model*.safetensors"
 
 _FALLBACK_CONTEXT = 4096
 """For models that state no limit, as recurrent ones."""
@@ -39,48 +38,33 @@ class LoadedModel:
     """All that an engine runs on."""
 
     info: EngineInfo
-    prompts: Prompts
+    preparation: Preparation
     generation: Generation
 
 
 def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
     """Load `setup.model`. Raises `StartupError`."""
     folder = find_folder(
-        setup.model, revision=options.revision, with_code=options.trust_remote_code, progress=setup.progress
+        setup.model,
+        revision=options.revision,
+        with_code=options.trust_remote_code,
+        weights=(_WEIGHTS,),
+        progress=setup.progress,
     )
+    if not weight_files(folder, (_WEIGHTS,)):
+        raise StartupError(f"{setup.model} has no weights that mlx reads: {_WEIGHTS}")
     setup.progress("loading weights")
     model, wrapper, config = _load(folder, options)
     setup.progress("checking the model")
-    tokenizer = _tokenizer(wrapper)
-    vocabulary = Vocabulary(tokenizer, _vocabulary_size(model))
-    notes: list[str] = []
-    if options.trust_remote_code:
-        notes.append("Python code that came with the model may run here (trust_remote_code)")
-    length = _context_length(config, options, wrapper.model_max_length, notes)
-    source = _template_source(options, wrapper)
-    template = _chat_template(source, options, wrapper) if source else None
-    dtype = _dtype(model)
-    device = str(mx.default_device().type).removeprefix("DeviceType.")
-    info = EngineInfo(
-        context_length=length,
-        capabilities=_capabilities(template),
-        dtype=dtype,
-        device=device,
-        fingerprint=fingerprint(
-            [folder, *([options.adapter] if options.adapter is not None else [])], "mlx", dtype, device, source or ""
-        ),
-        sampling=advised_sampling(folder) if options.generation_config else SamplingParams(),
-        tool_parser=template.tool_parser if template is not None else "",
-        notes=tuple(notes),
-    )
+    vocabulary = Vocabulary(_tokenizer(wrapper), _vocabulary_size(model))
+    template = chat_template_of(wrapper, file=options.chat_template, variables=options.chat_template_kwargs)
+    info = _info(folder, options, model, config, wrapper, template)
     end_ids = frozenset(wrapper.eos_token_ids)
-    prompts = Prompts(
+    preparation = Preparation(
+        Prompts(vocabulary, template, context_length=info.context_length, empty_prompt_id=wrapper.bos_token_id),
         vocabulary,
-        template,
-        Constraints(tokenizer, vocabulary_size=vocabulary.size, end_ids=end_ids),
-        context_length=length,
-        end_ids=end_ids,
-        empty_prompt_id=wrapper.bos_token_id,
+        Constraints(vocabulary.tokenizer, vocabulary_size=vocabulary.size, end_ids=end_ids),
+        end_ids,
     )
     generation = Generation(
         model,
@@ -90,13 +74,14 @@ def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
         prefill_tokens=options.prefill_tokens,
         prefixes=Prefixes(in_bytes(options.prefix_cache_bytes)),
     )
-    return LoadedModel(info, prompts, generation)
+    return LoadedModel(info, preparation, generation)
 
 
-def clear_memory() -> None:
-    """Give back what a model that nobody refers to any more took."""
+def leave_thread() -> None:
+    """Give back what mlx keeps for the calling thread, and the memory of what nobody refers to any more."""
     gc.collect()
     mx.clear_cache()
+    mx.clear_streams()  # a thread that ends with streams of its own can abort the process when that exits
 
 
 # -------------------------------------------------------------------------------------------- model
@@ -177,24 +162,34 @@ def _tokenizer(wrapper: Any) -> Tokenizer:
     return tokenizer
 
 
-def _template_source(options: MlxOptions, wrapper: Any) -> str | None:
-    """The configured chat template, otherwise the model's own, if any."""
-    if options.chat_template is not None:
-        try:
-            return options.chat_template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"no such chat template file: {options.chat_template} ({error})") from error
-    source: str | Mapping[str, str] | None = wrapper.chat_template
-    return source.get("default") if isinstance(source, Mapping) else source
-
-
-def _chat_template(source: str, options: MlxOptions, wrapper: Any) -> ChatTemplate:
-    special = {name: token for name, token in wrapper.special_tokens_map.items() if isinstance(token, str)}
-    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
-    return ChatTemplate(source, special_tokens=special, options=variables)
-
-
 # --------------------------------------------------------------------------------------------- info
+
+
+def _info(
+    folder: Path,
+    options: MlxOptions,
+    model: Any,
+    config: dict[str, Any],
+    wrapper: Any,
+    template: ChatTemplate | None,
+) -> EngineInfo:
+    notes: list[str] = []
+    if options.trust_remote_code:
+        notes.append("Python code that came with the model may run here (trust_remote_code)")
+    dtype = _dtype(model)
+    device = str(mx.default_device().type).removeprefix("DeviceType.")
+    folders = [folder, *([options.adapter] if options.adapter is not None else [])]
+    written = template.source if template is not None else ""
+    return EngineInfo(
+        context_length=_context_length(config, options, wrapper.model_max_length, notes),
+        capabilities=_capabilities(template),
+        dtype=dtype,
+        device=device,
+        fingerprint=fingerprint(folders, "mlx", dtype, device, written),
+        sampling=advised_sampling(folder) if options.generation_config else SamplingParams(),
+        tool_parser=template.tool_parser if template is not None else "",
+        notes=tuple(notes),
+    )
 
 
 def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
@@ -204,7 +199,7 @@ def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
 
 
 def _context_length(config: dict[str, Any], options: MlxOptions, tokenizer_limit: int, notes: list[str]) -> int:
-    limit, wanted = context_length(config, tokenizer_limit), options.context_length
+    limit, wanted = model_context_length(config, tokenizer_limit), options.context_length
     if wanted is not None and limit is not None and wanted > limit:
         notes.append(f"context_length = {wanted} is over the {limit} tokens that the model's config states")
     if wanted is None and limit is None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from fastchat_serve.text import VariableType
+
 __all__ = ["MlxOptions", "in_bytes"]
 
 _Positive = Annotated[int, Meta(ge=1)]
@@ -28,7 +30,7 @@ class MlxOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Run Python code that comes with the model. It can do whatever this process can."""
     chat_template: Path | None = None
     """A file with a Jinja chat template, instead of the model's own."""
-    chat_template_kwargs: dict[str, Literal["bool", "int", "float", "str"]] = {}
+    chat_template_kwargs: dict[str, VariableType] = {}
     """Variables of the template that a request may set, and their types: ``{enable_thinking = "bool"}``."""
     generation_config: bool = True
     """Take temperature, top_p, top_k and so on from the model's generation config where a request leaves them open.

@@ -21,9 +21,9 @@ from mlx_lm.sample_utils import greedy_sampler
 from numpy.typing import NDArray
 
 from fastchat_backend_mlx.answers import Answer
-from fastchat_backend_mlx.uniform import uniform
+from fastchat_serve import uniform
 
-__all__ = ["Drawing", "Processor", "log_softmax"]
+__all__ = ["Drawing", "Processor", "log_softmax", "most_likely"]
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 """From a row's tokens so far and its logits ``[1, vocabulary]`` to other logits."""
@@ -167,6 +167,17 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     shifted = logits - logits.max(-1, keepdims=True)
     result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
+
+
+def most_likely(logprobs: NDArray[np.float32], number: int) -> list[tuple[int, float]]:
+    """Ids and log-probabilities, the best first, the lowest id first in a tie."""
+    number = min(number, len(logprobs))
+    if number == 0:
+        return []
+    least = np.partition(logprobs, -number)[-number]
+    ids = np.flatnonzero(logprobs >= least)
+    best = ids[np.argsort(-logprobs[ids], kind="stable")][:number]
+    return list(zip(best.tolist(), logprobs[best].tolist(), strict=True))
 
 
 def _occurrences(tokens: mx.array, logits: mx.array) -> mx.array:

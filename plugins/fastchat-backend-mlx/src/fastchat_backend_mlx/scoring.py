@@ -13,9 +13,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from msgspec.structs import replace
 
 from fastchat_backend_mlx.answers import Answer
-from fastchat_backend_mlx.sampling import log_softmax
-from fastchat_backend_mlx.vocabulary import Vocabulary
+from fastchat_backend_mlx.sampling import log_softmax, most_likely
 from fastchat_serve import TokenLogprob
+from fastchat_serve.text import Vocabulary
 
 __all__ = ["Scoring"]
 
@@ -30,7 +30,7 @@ class Scoring:
         self.answer, self._model, self._vocabulary = answer, model, vocabulary
         self.cache: list[Any] = make_prompt_cache(model)
         self._read = 0
-        self._found: list[TokenLogprob] = [vocabulary.unpredicted(answer.prompt[0])]
+        self._found: list[TokenLogprob] = [vocabulary.logprob(answer.prompt[0], None)]
 
     def advance(self) -> bool:
         """Read a block. True: that was the last one, and the answer's `echo` is complete."""
@@ -51,4 +51,5 @@ class Scoring:
         for row in logprobs:
             self._read += 1
             token = self.answer.prompt[self._read]
-            self._found.append(self._vocabulary.logprob(token, row, self.answer.request.prompt_logprobs or 0))
+            top = most_likely(row, self.answer.request.prompt_logprobs or 0)
+            self._found.append(self._vocabulary.logprob(token, float(row[token]), top))

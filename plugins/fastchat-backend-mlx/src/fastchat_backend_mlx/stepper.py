@@ -13,7 +13,7 @@ from concurrent.futures import Future
 
 from fastchat_backend_mlx.answers import Answer
 from fastchat_backend_mlx.generation import News
-from fastchat_backend_mlx.loading import LoadedModel, clear_memory
+from fastchat_backend_mlx.loading import LoadedModel, leave_thread
 
 __all__ = ["Stepper"]
 
@@ -64,6 +64,12 @@ class Stepper:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
+        try:
+            self._serve()
+        finally:
+            leave_thread()
+
+    def _serve(self) -> None:
         self.loaded.set_running_or_notify_cancel()  # or who gives up waiting would cancel it under our hands
         try:
             model = self._load()
@@ -77,7 +83,6 @@ class Stepper:
             self._died(error)
         finally:
             model.generation.release()
-            clear_memory()
 
     def _run(self, model: LoadedModel) -> None:
         generation = model.generation
