@@ -134,6 +134,12 @@ async def test_extensions_have_the_dialects_names_and_are_sent_even_when_off(beh
     assert (llamacpp["top_k"], llamacpp["repeat_penalty"]) == (0, 1.2)
 
 
+async def test_vllm_is_asked_for_one_alternative_more_since_it_counts_the_drawn_token(behind: Any) -> None:
+    wanted = {count: await sent(behind, asking(logprobs=count), dialect="vllm") for count in (0, 4, 20)}
+
+    assert {count: body["top_logprobs"] for count, body in wanted.items()} == {0: 0, 4: 5, 20: 20}
+
+
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "sglang", "llamacpp", "ollama", "lmstudio", "fastchat-serve"])
 async def test_whatever_a_dialect_declares_is_sent(behind: Any, dialect: str) -> None:
     """Nothing declared is ignored: asking for it changes what is sent, under some name."""

@@ -43,6 +43,8 @@ class Dialect(Struct, frozen=True):
         wide_seed: Seeds may have 64 bits; otherwise they are folded to 31.
         continues: How a chat's last message is continued: by a field, by itself, or not at all.
         template_options: ``chat_template_kwargs`` reach the template.
+        token_ids: Ids of drawn tokens are told, if asked for.
+        drawn_counts: In chats, the drawn token takes the place of an alternative.
         cache_salt: Prefixes are shared only between requests of one salt.
         truncates: The field and value with which embeddings drop the tails of long inputs.
     """
@@ -56,6 +58,7 @@ class Dialect(Struct, frozen=True):
     continues: Literal["no", "field", "itself"] = "no"
     template_options: bool = False
     token_ids: bool = False
+    drawn_counts: bool = False
     cache_salt: bool = False
     truncates: tuple[str, bool | int] | None = None
 
@@ -71,6 +74,7 @@ DIALECTS: Mapping[DialectName, Dialect] = MappingProxyType(
             continues="field",
             template_options=True,
             token_ids=True,
+            drawn_counts=True,
             cache_salt=True,
             truncates=("truncate_prompt_tokens", -1),
         ),

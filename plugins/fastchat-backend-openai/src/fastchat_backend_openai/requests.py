@@ -31,6 +31,8 @@ from fastchat_serve import (
 
 __all__ = ["chat_body", "completion_body", "embedding_body", "messages_of", "tools_of"]
 
+_MOST_ALTERNATIVES = 20
+"""OpenAI's limit, and most servers'."""
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -67,7 +69,7 @@ def chat_body(
         body["chat_template_kwargs"] = prompt.template_options
     body |= _sampling(request.sampling, dialect, max_tokens_field, send_seed=send_seed)
     if request.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        body |= {"logprobs": True, "top_logprobs": _alternatives(request.logprobs, dialect)}
     if request.constraint is not None:
         body |= _in_chat(request.constraint, dialect.structured)
     return body
@@ -151,6 +153,11 @@ def _sampling(params: SamplingParams, dialect: Dialect, max_tokens_field: str, *
     if send_seed:
         body["seed"] = _signed(params.seed) if dialect.wide_seed else params.seed & 0x7FFF_FFFF
     return body
+
+
+def _alternatives(wanted: int, dialect: Dialect) -> int:
+    """How many to ask for, so that the most likely ones are among them."""
+    return wanted + 1 if dialect.drawn_counts and 0 < wanted < _MOST_ALTERNATIVES else wanted
 
 
 def _signed(seed: int) -> int:
