@@ -6,9 +6,12 @@ Light on purpose: vLLM and torch are imported when an engine is opened.
 from importlib.util import find_spec
 
 from fastchat_backend_vllm.options import VllmOptions
-from fastchat_serve import Engine, EngineSetup, RegisterEngine, StartupError, hookimpl
+from fastchat_serve import Capability, Engine, EngineSetup, RegisterEngine, StartupError, hookimpl
 
-__all__ = ["VllmOptions", "open_vllm", "register_engines"]
+__all__ = ["CAPABILITIES", "VllmOptions", "open_vllm", "register_engines"]
+
+CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS, Capability.TOOL_CHOICE, Capability.RESUME_SAMPLED}
+"""Those of all runners together, for a model whose chat template has tools."""
 
 
 def open_vllm(setup: EngineSetup) -> Engine:
@@ -26,4 +29,4 @@ def open_vllm(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("vllm", open_vllm, contract=1, options=VllmOptions)
+    register("vllm", open_vllm, contract=1, options=VllmOptions, capabilities=CAPABILITIES)

@@ -7,9 +7,8 @@ and resumed answers are what they are elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from fastchat_backend_vllm.vocabulary import Entry, Vocabulary
 from fastchat_serve import (
     Chunk,
     EngineError,
@@ -20,9 +19,18 @@ from fastchat_serve import (
     TokenLogprob,
     Usage,
 )
-from fastchat_serve.text import AnswerText
+from fastchat_serve.text import AnswerText, Vocabulary
 
 __all__ = ["Answer"]
+
+
+class Entry(Protocol):
+    """One of vLLM's log-probabilities."""
+
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def rank(self) -> int | None: ...
 
 
 class Answer:
@@ -122,7 +130,16 @@ class Answer:
         wanted = self._request.logprobs
         if wanted is None:
             return None
-        return tuple(self._vocabulary.logprob(entry, wanted) for entry in (entries or ())[:used])
+        return tuple(self._logprob(entry, wanted) for entry in (entries or ())[:used])
+
+    def _logprob(self, entries: Mapping[int, Entry], count: int) -> TokenLogprob:
+        """vLLM's `entries` begin with the token itself; then come the `count` most likely, which may include it."""
+        token = next(iter(entries))
+        ranked = list(entries.items())
+        if len(ranked) > count:  # it is none of them
+            del ranked[0]
+        ranked.sort(key=lambda item: item[1].rank or 0)
+        return self._vocabulary.logprob(token, entries[token].logprob, [(id, entry.logprob) for id, entry in ranked])
 
     def _score(self, entries: Sequence[Mapping[int, Entry] | None] | None) -> None:
         """Put the log-probabilities of the prompt into the echo."""
@@ -130,7 +147,7 @@ class Answer:
         if wanted is None or self._echo is None or entries is None:
             return
         scored = tuple(
-            self._vocabulary.unpredicted(token) if entry is None else self._vocabulary.logprob(entry, wanted)
+            self._vocabulary.logprob(token, None) if entry is None else self._logprob(entry, wanted)
             for token, entry in zip(self._prompt, entries, strict=True)
         )
         self._echo = PromptEcho(self._echo.text, self._echo.token_ids, scored)

@@ -95,8 +95,8 @@ def _lora_arguments(options: VllmOptions, *, on_cpu: bool) -> dict[str, Any]:
     if not options.adapters:
         return {}
     count = len(options.adapters)
-    # On a CPU, vLLM gives rows without an adapter the one in its last slot (`lora/ops/torch_ops` takes -1 for an index).
-    # With a slot more than there are adapters, that one stays empty, and adds nothing.
+    # On a CPU, vLLM gives rows without an adapter the one in its last slot: `lora/ops/torch_ops` takes their -1 for an
+    # index. With a slot more than there are adapters, that one stays empty, and adds nothing.
     slots = count + 1 if on_cpu else min(options.max_loras or count, count)
     highest = max(adapter_rank(name, folder) for name, folder in options.adapters.items())
     return {

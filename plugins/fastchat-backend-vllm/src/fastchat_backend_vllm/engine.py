@@ -21,7 +21,6 @@ from fastchat_backend_vllm.embeddings import embed
 from fastchat_backend_vllm.failures import as_serve_error
 from fastchat_backend_vllm.loading import Opening, abandon_and_wait
 from fastchat_backend_vllm.options import VllmOptions
-from fastchat_backend_vllm.preparation import Lanes, size
 from fastchat_backend_vllm.streams import Stream
 from fastchat_serve import (
     ChatPrompt,
@@ -36,9 +35,11 @@ from fastchat_serve import (
     Sink,
     StartupError,
     TextPrompt,
+    TokenPrompt,
     Unavailable,
     pull,
 )
+from fastchat_serve.text import Lanes, is_slow
 
 if TYPE_CHECKING:
     from fastchat_backend_vllm.model import Model
@@ -72,7 +73,7 @@ class VllmEngine:
         self._death = None
         self._streams: dict[Stream, asyncio.Task[None]] = {}
         self._embedding = 0
-        self._lanes = Lanes()
+        self._lanes = Lanes("fastchat-vllm")
         self._llm = await self._open()
         self._processes = list(self._llm.engine_core.resources.engine_manager.processes)
         try:
@@ -102,9 +103,7 @@ class VllmEngine:
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
         stream = Stream(request.id, sink)
         prepare = partial(self._loaded.intake.job, request)
-        stream.preparation = self._lanes.submit(
-            prepare, length=size(request.prompt), slow=request.constraint is not None
-        )
+        stream.preparation = self._lanes.submit(prepare, slow=is_slow(request))
         self._streams[stream] = asyncio.get_running_loop().create_task(self._run(stream, request))
         return stream
 
@@ -112,7 +111,7 @@ class VllmEngine:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        texts = await self._off_loop(sum(map(size, request.inputs)), partial(self._loaded.prompts.texts, request))
+        texts = await self._off_loop(partial(self._loaded.prompts.inputs, request), slow=is_slow(request))
         self._embedding += 1
         try:
             return await embed(self._llm, request, texts)
@@ -120,14 +119,14 @@ class VllmEngine:
             self._embedding -= 1
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        _, ids = await self._off_loop(size(prompt), partial(self._loaded.prompts.text_and_ids, prompt))
-        return tuple(ids)
+        return tuple(await self._off_loop(partial(self._loaded.prompts.token_ids, prompt), slow=is_slow(prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        return await self._off_loop(len(token_ids), partial(self._loaded.prompts.text, token_ids))
+        slow = is_slow(TokenPrompt(token_ids))
+        return await self._off_loop(partial(self._loaded.prompts.text, token_ids), slow=slow)
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(size(prompt), partial(self._loaded.prompts.render, prompt))
+        return await self._off_loop(partial(self._loaded.prompts.render, prompt), slow=is_slow(prompt))
 
     def current_load(self) -> EngineLoad:
         begun = held = 0
@@ -175,8 +174,8 @@ class VllmEngine:
             if not stream.done and not self._llm.errored:
                 await self._llm.abort(collector.request_id, internal=True)
 
-    async def _off_loop(self, length: int, work: Callable[[], _T]) -> _T:
-        return await asyncio.wrap_future(self._lanes.submit(work, length=length))
+    async def _off_loop(self, work: Callable[[], _T], *, slow: bool) -> _T:
+        return await asyncio.wrap_future(self._lanes.submit(work, slow=slow))
 
     # ----------------------------------------------------------------------------- opening and closing
 

@@ -16,11 +16,9 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from fastchat_backend_vllm.answer import Answer
 from fastchat_backend_vllm.constraints import structured_outputs
-from fastchat_backend_vllm.prompts import Prompts, check_text
 from fastchat_backend_vllm.sampling import cache_salt, sampling_arguments
-from fastchat_backend_vllm.vocabulary import Vocabulary
-from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, PromptEcho, Regex
-from fastchat_serve.text import AnswerText
+from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, Regex
+from fastchat_serve.text import AnswerText, Prompts, Vocabulary, check_text
 
 __all__ = ["Intake", "Job"]
 
@@ -58,18 +56,8 @@ class Intake:
 
     def job(self, request: GenerateRequest) -> Job:
         """Raises `InvalidRequest`."""
-        text, prompt = self._prompts.text_and_ids(request.prompt)
-        params = request.sampling
-        for name, ids in (
-            ("logit_bias", params.logit_bias or ()),
-            ("stop_token_ids", params.stop_token_ids),
-            ("resume_token_ids", request.resume_token_ids),
-        ):
-            self._vocabulary.check_ids(name, ids)
-        limit = self._prompts.limit(request, len(prompt))
-        resumed = bool(request.resume_token_ids)
-        echoes = (request.echo or request.prompt_logprobs is not None) and not resumed
-        shown = self._prompts.text(prompt) if echoes and text is None else text or ""
+        params, prepared = request.sampling, self._prompts.prepare(request)
+        prompt, limit = prepared.token_ids, prepared.limit
         answer = Answer(
             request,
             self._vocabulary,
@@ -77,15 +65,18 @@ class Intake:
             text=AnswerText(self._vocabulary.tokenizer, prompt_ids=prompt, stops=params.stop),
             limit=limit,
             end_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids),
-            echo=PromptEcho(shown, tuple(prompt)) if echoes else None,
+            echo=prepared.echo,
         )
-        only_scores = answer.finish_reason is not None and request.prompt_logprobs is not None and not resumed
+        unseen = request.prompt_logprobs is not None and not request.resume_token_ids
+        only_scores = unseen and answer.finish_reason is not None
+            answer.finish_reason is not None and request.prompt_logprobs is not None and not request.resume_token_ids
+        )
         arguments = sampling_arguments(request, limit=limit)
         if answer.finish_reason is not None and not only_scores:
             return Job(answer, None, only_scores)
         return Job(answer, self._core(request, prompt, arguments), only_scores)
 
-    def _core(self, request: GenerateRequest, prompt: list[int], arguments: dict[str, Any]) -> Any:
+    def _core(self, request: GenerateRequest, prompt: tuple[int, ...], arguments: dict[str, Any]) -> Any:
         try:
             params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA, skip_clone=True)
             if request.constraint is not None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Mapping
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import psutil
 from tokenizers import Tokenizer
@@ -18,12 +16,10 @@ from tokenizers import Tokenizer
 from fastchat_backend_vllm.arguments import engine_arguments
 from fastchat_backend_vllm.environment import vllm_environment
 from fastchat_backend_vllm.options import VllmOptions
-from fastchat_serve import ConfigError, EngineSetup, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate
+from fastchat_serve import EngineSetup, SamplingParams, StartupError
+from fastchat_serve.text import ChatTemplate, chat_template_of
 
 __all__ = ["Opening", "Tokenizing", "abandon_and_wait", "advised_sampling", "read_tokenizer"]
-
-_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
 
 _ABANDONED_S = 15.0
 """How long a start that was given up is waited for, once its processes are killed."""
@@ -129,11 +125,11 @@ def read_tokenizer(engine: Any, options: VllmOptions) -> Tokenizing:
     tokenizer = Tokenizer.from_str(backend.to_str())  # vLLM's own is left as it is
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    source = _template_source(options, shared)
+    template = chat_template_of(shared, file=options.chat_template, variables=options.chat_template_kwargs)
     return Tokenizing(
         tokenizer,
-        template_source=source or "",
-        template=_template(source, options, shared) if source else None,
+        template_source=_template_source(options.chat_template, shared),
+        template=template,
         end_ids=_end_ids(engine.model_config, shared),
         bos_id=shared.bos_token_id,
     )
@@ -146,25 +142,9 @@ def advised_sampling(model_config: Any) -> SamplingParams:
     return SamplingParams(**{name: value for name in names if (value := stated.get(name)) is not None})
 
 
-def _template_source(options: VllmOptions, tokenizer: Any) -> str | None:
-    """The configured chat template, otherwise the model's own, if any."""
-    if options.chat_template is not None:
-        return _read_template(options.chat_template)
-    source: str | Mapping[str, str] | None = tokenizer.chat_template
-    return source.get("default") if isinstance(source, Mapping) else source
-
-
-def _read_template(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"no such chat template file: {file} ({error})") from error
-
-
-def _template(source: str, options: VllmOptions, tokenizer: Any) -> ChatTemplate:
-    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    variables = {name: _VARIABLE_TYPES[kind] for name, kind in options.chat_template_kwargs.items()}
-    return ChatTemplate(source, special_tokens=special, options=variables)
+def _template_source(file: Path | None, tokenizer: Any) -> str:
+    """What tells one template from another."""
+    return file.read_text(encoding="utf-8") if file is not None else str(tokenizer.chat_template or "")
 
 
 def _end_ids(model_config: Any, tokenizer: Any) -> frozenset[int]:

@@ -9,13 +9,12 @@ import vllm
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from fastchat_backend_vllm.checkpoint import fingerprint, local_folder
 from fastchat_backend_vllm.intake import Intake
 from fastchat_backend_vllm.loading import Tokenizing, advised_sampling, read_tokenizer
 from fastchat_backend_vllm.options import VllmOptions
-from fastchat_backend_vllm.prompts import Prompts
-from fastchat_backend_vllm.vocabulary import Vocabulary
-from fastchat_serve import FULL_SAMPLING, Capability, EngineInfo, EngineSetup, SamplingParams
+from fastchat_serve import FULL_SAMPLING, Capability, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve.checkpoint import find_folder, fingerprint
+from fastchat_serve.text import Prompts, Vocabulary
 
 __all__ = ["Model", "assemble"]
 
@@ -107,8 +106,9 @@ def _capabilities(
 
 def _fingerprint(model: str, options: VllmOptions, tokenizing: Tokenizing, dtype: str) -> str:
     """Empty, which equals no other, where the weights are not to be found."""
-    folder = local_folder(model, options.revision)
-    if folder is None:
+    try:
+        folder = find_folder(model, revision=options.revision)
+    except StartupError:
         return ""
     salt = ("vllm", dtype, options.quantization or "", options.kv_cache_dtype, tokenizing.template_source)
     return fingerprint([folder, *options.adapters.values()], *salt, *options.adapters)
