@@ -67,10 +67,8 @@ class Intake:
             end_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids),
             echo=prepared.echo,
         )
-        unseen = request.prompt_logprobs is not None and not request.resume_token_ids
-        only_scores = unseen and answer.finish_reason is not None
-            answer.finish_reason is not None and request.prompt_logprobs is not None and not request.resume_token_ids
-        )
+        scores = request.prompt_logprobs is not None and not request.resume_token_ids
+        only_scores = scores and answer.finish_reason is not None
         arguments = sampling_arguments(request, limit=limit)
         if answer.finish_reason is not None and not only_scores:
             return Job(answer, None, only_scores)
