@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, OpenAI
 
+import fastchat_serve
 from tests.conftest import Serving
 from tests.end_to_end.structured import structured_answers
 
@@ -85,3 +89,20 @@ async def test_a_schema_that_cannot_be_served_is_refused_by_name(client: AsyncOp
                 "json_schema": {"name": "list", "schema": {"type": "array", "uniqueItems": True}},
             },
         )
+
+
+def shown_blocks() -> list[str]:
+    page = Path(fastchat_serve.__file__).parent / "docs" / "structured.md"
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", shown_blocks(), ids=lambda block: block.partition("\n")[0])
+async def test_what_the_manual_shows_works(url: str, block: str) -> None:
+    def run() -> str:
+        with OpenAI(base_url=url, api_key="not needed", max_retries=0) as client:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block, "structured.md", "exec"), {"client": client})
+        return printed.getvalue()
+
+    assert (await anyio.to_thread.run_sync(run)).strip()
