@@ -1,7 +1,7 @@
 """A Llama of Hugging Face as a GGUF file in float32, as llama.cpp's own converter would write it.
 
 The demonstration model cuts text by a rule of its own before merging. ``gpt-2``'s rule is coarser, which comes to the
-same but for some letters and symbols beyond Latin.
+same but for some letters and symbols beyond Latin. ``python tests/convert.py FILE`` writes that model to `FILE`.
 """
 
 from __future__ import annotations
@@ -143,3 +143,10 @@ def _as_llama_cpp(name: str, tensor: NDArray[np.float32], config: dict[str, Any]
         return np.ascontiguousarray(tensor)
     shape = (config[heads], 2, tensor.shape[0] // config[heads] // 2, *tensor.shape[1:])
     return np.ascontiguousarray(tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape))
+
+
+if __name__ == "__main__":  # python tests/convert.py demo.gguf
+    import sys
+    from importlib.resources import files
+
+    convert(Path(str(files("fastchat_model_demo") / "weights")), Path(sys.argv[1]))

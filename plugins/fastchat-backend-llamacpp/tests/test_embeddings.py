@@ -85,3 +85,30 @@ async def test_texts_are_embedded_while_answers_go_on_and_can_be_given_up(opened
         await stream.aclose()
         assert (await answer(engine, asking())).ids
         await until(lambda: engine.current_load().running == 0)
+
+
+@pytest.mark.parametrize("pooling", ["MEAN", "CLS", "LAST"])
+async def test_a_text_encoder_embeds_and_does_nothing_else(
+    opened: Opened, library: None, tmp_path: Path, pooling: str
+) -> None:
+    """Its vectors are those that numpy finds, within what llama.cpp's rounding in attention leaves."""
+    import gguf
+    from tiny_bert import TinyBert
+
+    bert = TinyBert()
+    bert.write(tmp_path / "bert.gguf", gguf.PoolingType[pooling])
+    texts = [(2, 5, 6, 7, 8, 9, 10, 12, 3), (2, 6, 11, 3), tuple(5 + number % 8 for number in range(48))]
+    expected = np.stack([_pooled(bert.states(text), pooling) for text in texts])
+    async with opened(tmp_path / "bert.gguf") as engine:
+        assert engine.info.capabilities == {Capability.EMBED, Capability.TOKENIZE}
+        assert engine.info.context_length == 48
+        assert await engine.tokenize(TextPrompt("The fox lives near a river.")) == texts[0]
+        together = await vectors(engine, *texts)
+        alone = np.concatenate([await vectors(engine, text) for text in texts])
+    assert together == pytest.approx(expected, abs=2e-3)
+    assert alone == pytest.approx(together, abs=1e-4)
+
+
+def _pooled(states: NDArray[np.float32], pooling: str) -> NDArray[np.float32]:
+    vector = {"MEAN": states.mean(0), "CLS": states[0], "LAST": states[-1]}[pooling]
+    return np.asarray(vector / np.linalg.norm(vector))

@@ -214,7 +214,7 @@ class LlamaCppEngine:
 
     def _on_death(self, error: BaseException) -> None:
         logger.critical("the engine's thread died", exc_info=error)
-        self.fatal_error = error
+        self.fatal_error = error.with_traceback(None)  # whose frames would keep prompts in memory
         self._end_all(self._dead())
 
     def _end_all(self, error: ServeError) -> None:
