@@ -26,6 +26,7 @@ from fastchat_backend_openai.answers import UpstreamAnswer
 from fastchat_backend_openai.dialects import capabilities_of
 from fastchat_backend_openai.embeddings import unit_rows
 from fastchat_backend_openai.failures import Failures
+from fastchat_backend_openai.requests import check_room
 from fastchat_serve import (
     Capability,
     ChatPrompt,
@@ -117,6 +118,7 @@ class HfInferenceEngine:
 
     def _answer(self, call: AsyncInferenceClient, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         prompt, stop = request.prompt, request.sampling.stop
+        check_room(request, self._options.context_length or self._place.context_length)
         arguments: dict[str, Any]
         if isinstance(prompt, ChatPrompt):
             arguments = chat_arguments(request, prompt, kind=self._kind, options=self._options)

@@ -25,12 +25,12 @@ from fastchat_backend_openai.answers import UpstreamAnswer
 from fastchat_backend_openai.connect import Connector, trusted
 from fastchat_backend_openai.dialects import DIALECTS, capabilities_of
 from fastchat_backend_openai.embeddings import read_embeddings
-from fastchat_backend_openai.failures import Failures, UncountedOverflow
+from fastchat_backend_openai.failures import Failures
 from fastchat_backend_openai.http import Upstream
 from fastchat_backend_openai.options import OpenAIOptions
 from fastchat_backend_openai.pool import Pool
 from fastchat_backend_openai.probe import Found, probe
-from fastchat_backend_openai.requests import chat_body, completion_body, embedding_body
+from fastchat_backend_openai.requests import chat_body, check_room, completion_body, embedding_body
 from fastchat_backend_openai.stream import Stream
 from fastchat_serve import (
     Capability,
@@ -197,7 +197,7 @@ class OpenAIEngine:
     def _body(self, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
         """Where a request goes, and what is sent. Raises kinds of `InvalidRequest`."""
         options, dialect, prompt = self._options, self._dialect, request.prompt
-        self._check_room(request)
+        check_room(request, self._context_length)
         body: dict[str, Any] = {"model": self._model, "stream": True}
         if options.usage == "ask":
             body["stream_options"] = {"include_usage": True}
@@ -215,13 +215,6 @@ class OpenAIEngine:
                 send_seed=options.send_seed,
             )
         return _COMPLETIONS, body | completion_body(request, prompt, dialect=dialect, send_seed=options.send_seed)
-
-    def _check_room(self, request: GenerateRequest) -> None:
-        """Refuse what cannot fit whatever the prompt: some servers would quietly make the answer shorter."""
-        wanted, limit = request.sampling.max_tokens, self._context_length
-        if wanted is not None and limit is not None and wanted >= limit:
-            text = f"This model's maximum context length is {limit} tokens; {wanted} for the answer leave no room."
-            raise UncountedOverflow(text, param="max_tokens")
 
     def _on_over(self, stream: Stream, error: ServeError | None) -> None:
         self._streams.discard(stream)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from fastchat_backend_openai.dialects import Dialect, Structured
+from fastchat_backend_openai.failures import UncountedOverflow
 from fastchat_serve import (
     ChatPrompt,
     Choice,
@@ -29,7 +30,7 @@ from fastchat_serve import (
     Unsupported,
 )
 
-__all__ = ["chat_body", "completion_body", "embedding_body", "messages_of", "tools_of"]
+__all__ = ["chat_body", "check_room", "completion_body", "embedding_body", "messages_of", "tools_of"]
 
 _MOST_ALTERNATIVES = 20
 """OpenAI's limit, and most servers'."""
@@ -86,6 +87,21 @@ def completion_body(
     if request.constraint is not None:
         body |= _in_completions(request.constraint, dialect.structured)
     return body
+
+
+def check_room(request: GenerateRequest, context_length: int | None) -> None:
+    """Refuse what cannot fit whatever the prompt: some servers would quietly make the answer shorter.
+
+    Args:
+        context_length: None if it is not known.
+
+    Raises:
+        ContextOverflow: `max_tokens` leaves no room for a prompt.
+    """
+    wanted = request.sampling.max_tokens
+    if wanted is not None and context_length is not None and wanted >= context_length:
+        text = f"This model's maximum context length is {context_length} tokens; {wanted} for the answer leave no room."
+        raise UncountedOverflow(text, param="max_tokens")
 
 
 def embedding_body(request: EmbedRequest, *, dialect: Dialect) -> dict[str, Any]:
