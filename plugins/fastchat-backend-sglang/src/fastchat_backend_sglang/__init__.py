@@ -3,6 +3,7 @@
 Light on purpose: SGLang is imported when an engine is opened, and then in a process of its own.
 """
 
+from fastchat_backend_sglang.capabilities import CAPABILITIES
 from fastchat_backend_sglang.options import SglangOptions
 from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
 
@@ -18,4 +19,4 @@ def open_sglang(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("sglang", open_sglang, contract=1, options=SglangOptions)
+    register("sglang", open_sglang, contract=1, options=SglangOptions, capabilities=CAPABILITIES)

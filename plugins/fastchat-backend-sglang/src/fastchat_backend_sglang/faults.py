@@ -7,20 +7,30 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
-import fastchat_serve
 from fastchat_backend_sglang.constraints import field
 from fastchat_backend_sglang.link import Fault
-from fastchat_serve import Constraint, EngineError, InvalidRequest, SamplingParams, ServeError, Unavailable
+from fastchat_serve import (
+    Constraint,
+    ContextOverflow,
+    EngineError,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    SamplingParams,
+    ServeError,
+    Unavailable,
+    Unsupported,
+)
 
 __all__ = ["as_error", "as_fault", "from_abort", "from_exception"]
 
 _KINDS: Mapping[str, type[ServeError]] = MappingProxyType(
     {
-        name: kind
-        for name in fastchat_serve.__all__
-        if isinstance(kind := getattr(fastchat_serve, name), type) and issubclass(kind, ServeError)
+        kind.__name__: kind
+        for kind in (ContextOverflow, EngineError, InvalidRequest, OutOfMemory, Overloaded, Unavailable, Unsupported)
     }
 )
+"""What a host raises."""
 
 _LONGEST = 500
 """Characters of an explanation of SGLang's that a client gets to read."""

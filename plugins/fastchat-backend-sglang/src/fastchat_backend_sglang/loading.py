@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fastchat_backend_sglang.capabilities import capabilities
 from fastchat_backend_sglang.failure import read_failure
 from fastchat_backend_sglang.options import SglangOptions
 from fastchat_backend_sglang.scheduler import run_scheduler
-from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, SamplingParams, StartupError
+from fastchat_serve import ConfigError, EngineInfo, SamplingParams, StartupError
 from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint
-from fastchat_serve.text import ChatTemplate, Prompts, Vocabulary, chat_template_of
+from fastchat_serve.text import Prompts, Vocabulary, chat_template_of
 
 __all__ = ["Loaded", "load"]
 
@@ -226,7 +227,12 @@ def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str) ->
     written = str(tokenizer.chat_template) if options.chat_template is None else options.chat_template.read_text()
     info = EngineInfo(
         context_length=length,
-        capabilities=_capabilities(engine, options, template),
+        capabilities=capabilities(
+            options,
+            chat=template is not None,
+            tools=template is not None and template.supports_tools,
+            constraints=manager.config_value("grammar_backend") != "none",
+        ),
         dtype=dtype,
         device=device,
         fingerprint=fingerprint(folders, dtype, device, options.quantization or "", *sorted(options.adapters), written),
@@ -251,41 +257,6 @@ def _context_length(manager: Any, scheduler: Mapping[str, Any], options: SglangO
     if length < wanted:
         notes.append(f"the key-value cache holds {length} tokens, less than the context of {wanted}")
     return length, tuple(notes)
-
-
-def _capabilities(engine: Any, options: SglangOptions, template: ChatTemplate | None) -> frozenset[Capability]:
-    can = {Capability.TOKENIZE}
-    if options.task == "embed":
-        return frozenset(can | {Capability.EMBED})
-    can |= {
-        Capability.GENERATE,
-        Capability.TEXT_PROMPT,
-        Capability.TOKEN_PROMPT,
-        Capability.TOKEN_IDS,
-        Capability.ECHO,
-        Capability.LOGPROBS,
-        Capability.PROMPT_LOGPROBS,
-        Capability.RESUME_GREEDY,
-        *FULL_SAMPLING,
-    }
-    if options.deterministic:
-        can.add(Capability.SEED)
-        can.remove(Capability.MIN_P)  # with a seed, SGLang's sampler has none
-    if engine.tokenizer_manager.config_value("grammar_backend") != "none":
-        can |= {
-            Capability.JSON_OBJECT,
-            Capability.JSON_SCHEMA,
-            Capability.REGEX,
-            Capability.GRAMMAR,
-            Capability.CHOICE,
-        }
-    if options.adapters:
-        can.add(Capability.ADAPTERS)
-    if template is not None:
-        can |= {Capability.CHAT, Capability.RENDER}
-        if template.supports_tools:
-            can.add(Capability.TOOLS)
-    return frozenset(can)
 
 
 def _end_ids(manager: Any) -> frozenset[int]:
