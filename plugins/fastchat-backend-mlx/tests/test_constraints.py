@@ -13,6 +13,7 @@ from mlx_answers import PROMPTS, Opened, answer, answers, asking
 
 from fastchat_backend_mlx.sampling import Drawing
 from fastchat_serve import (
+    ChatPrompt,
     Choice,
     Constraint,
     EngineError,
@@ -20,7 +21,9 @@ from fastchat_serve import (
     InvalidRequest,
     JsonObject,
     JsonSchema,
+    Message,
     Regex,
+    ToolSpec,
 )
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +34,18 @@ CITY = {
     "required": ["city", "hot"],
     "additionalProperties": False,
 }
+
+
+WEATHER = ToolSpec(
+    "weather",
+    "What the weather is like",
+    {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
 
 
 def is_city(text: str) -> bool:
@@ -61,6 +76,18 @@ async def test_every_answer_satisfies_its_constraint(opened: Opened, constraint:
 
     assert found
     assert all(holds(got.text) for got in found)
+
+
+async def test_an_answer_can_be_made_to_call_a_tool(opened: Opened) -> None:
+    prompt = ChatPrompt((Message(role="user", content="Hello!"),), tools=(WEATHER,), tool_choice="weather")
+    async with opened() as engine:
+        got = await answer(engine, asking(prompt, temperature=1.0, max_tokens=200))
+        with pytest.raises(InvalidRequest, match="no other form"):
+            await answer(engine, asking(prompt, constraint=JsonObject()))
+
+    call = json.loads(got.text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    assert call["name"] == "weather"
+    assert call["arguments"].keys() == {"city"}
 
 
 async def test_others_in_the_batch_are_not_held_to_it(opened: Opened) -> None:

@@ -137,7 +137,12 @@ async def test_a_chat_template_of_ones_own_is_used(opened: Opened, tmp_path: Pat
 async def test_without_a_template_a_model_does_not_chat(opened: Opened, copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
     async with opened(copy) as engine:
-        assert CAPABILITIES - engine.info.capabilities == {Capability.CHAT, Capability.RENDER, Capability.TOOLS}
+        assert CAPABILITIES - engine.info.capabilities == {
+            Capability.CHAT,
+            Capability.RENDER,
+            Capability.TOOLS,
+            Capability.TOOL_CHOICE,
+        }
 
 
 def remove(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the engine can do with a model whose chat template has tools; without one it cannot chat."""
+"""What the engine can do with a model whose chat template has tools, and calls in the form of Hermes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ CAPABILITIES = FULL_SAMPLING | {
     Capability.TOKEN_PROMPT,
     Capability.CHAT,
     Capability.TOOLS,
+    Capability.TOOL_CHOICE,
     Capability.RENDER,
     Capability.TOKENIZE,
     Capability.TOKEN_IDS,

@@ -150,6 +150,10 @@ class MlxEngine:
         most_tokens = self._options.max_batch * model.info.context_length
         return EngineLoad(running, len(self._streams) - running, model.generation.used_tokens / most_tokens)
 
+    def die(self) -> None:
+        """Break for good, as a lost device would: for the conformance kit, which proves what happens then."""
+        self._stepper.die(RuntimeError("the engine was told to die"))
+
     # ---------------------------------------------------------------------- on the preparing threads
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:

@@ -193,9 +193,14 @@ def _info(
 
 
 def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
+    missing = set[Capability]()
     if template is None:
-        return CAPABILITIES - {Capability.CHAT, Capability.RENDER, Capability.TOOLS}
-    return CAPABILITIES if template.supports_tools else CAPABILITIES - {Capability.TOOLS}
+        missing |= {Capability.CHAT, Capability.RENDER}
+    if template is None or not template.supports_tools:
+        missing.add(Capability.TOOLS)
+    if Capability.TOOLS in missing or template is None or template.tool_parser != "hermes":
+        missing.add(Capability.TOOL_CHOICE)  # the call that must come is written in this form
+    return CAPABILITIES - missing
 
 
 def _context_length(config: dict[str, Any], options: MlxOptions, tokenizer_limit: int, notes: list[str]) -> int:

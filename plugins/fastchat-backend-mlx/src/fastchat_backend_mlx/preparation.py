@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from fastchat_backend_mlx.answers import Answer, Stream
-from fastchat_serve import EngineError, GenerateRequest, InvalidRequest
+from fastchat_serve import ChatPrompt, EngineError, GenerateRequest, InvalidRequest
 from fastchat_serve.text import AnswerText, Constraints, Matcher, Prompts, Vocabulary
 
 __all__ = ["Preparation"]
@@ -42,9 +42,9 @@ class Preparation:
         )
 
     def _constraint(self, request: GenerateRequest) -> Matcher | None:
-        if request.constraint is None:
+        matcher = self._matcher(request)
+        if matcher is None:
             return None
-        matcher = self._constraints.compile(request.constraint, tenant=request.tenant)
         try:
             matcher.accept_all(request.resume_token_ids)
         except EngineError as error:
@@ -52,3 +52,13 @@ class Preparation:
                 "The tokens to resume after do not satisfy the constraint.", param="resume_token_ids"
             ) from error
         return matcher
+
+    def _matcher(self, request: GenerateRequest) -> Matcher | None:
+        prompt = request.prompt
+        if isinstance(prompt, ChatPrompt) and prompt.tool_choice is not None:
+            if request.constraint is not None:
+                raise InvalidRequest("An answer that must be a tool call takes no other form.", param="tool_choice")
+            return self._constraints.compile_call(prompt, tenant=request.tenant)
+        if request.constraint is None:
+            return None
+        return self._constraints.compile(request.constraint, tenant=request.tenant)

@@ -19,7 +19,7 @@ __all__ = ["Stepper"]
 
 
 class Stepper:
-    """Runs until `stop`. `submit`, `wake` and `stop` may be called from any thread.
+    """Runs until `stop`. `submit`, `wake`, `die` and `stop` may be called from any thread.
 
     Attributes:
         loaded: The model, or why it could not be loaded.
@@ -35,7 +35,7 @@ class Stepper:
         """All three are called on the engine's thread; `died` once, if an exception ends it after loading."""
         self.loaded: Future[LoadedModel] = Future()
         self._load, self._deliver, self._died = load, deliver, died
-        self._inbox: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="fastchat-mlx-engine", daemon=True)
 
@@ -52,6 +52,10 @@ class Stepper:
     def wake(self) -> None:
         """Look at the streams again: one was aborted."""
         self._inbox.put(None)
+
+    def die(self, error: BaseException) -> None:
+        """Raise `error` on the engine's thread, as if a step had."""
+        self._inbox.put(error)
 
     def stop(self) -> None:
         """End after the step under way."""
@@ -89,10 +93,12 @@ class Stepper:
         while True:
             idle = not generation
             while idle or not self._inbox.empty():
-                answer = self._inbox.get()
+                item = self._inbox.get()
                 idle = False
-                if answer is not None:
-                    generation.add(answer)
+                if isinstance(item, BaseException):
+                    raise item
+                if item is not None:
+                    generation.add(item)
             if self._stopping:
                 return
             if news := generation.step():
