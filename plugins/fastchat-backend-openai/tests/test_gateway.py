@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -128,6 +129,27 @@ async def test_vectors_and_log_probabilities_pass_through(serving: Serving, open
     assert (len(vectors.data), vectors.prompt_tokens) == (2 * 4 * vectors.dimensions, 3)
     assert "".join(token.text for chunk in chunks for token in chunk.logprobs or ()) == "one two"
     assert chunks[-1].finish_reason == "length"
+
+
+async def test_answers_leave_no_cyclic_garbage(serving: Serving, opened: Opened) -> None:
+    """A collector that has nothing to do holds nobody up."""
+    async with (
+        serving(UPSTREAM.replace('keys = ["sk-upstream"]', "")) as upstream,
+        opened(f"{upstream.url}/v1") as engine,
+    ):
+        await answer_of(engine)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(20):
+                await answer_of(engine)
+            gc.collect()
+            found = {type(item).__qualname__ for item in gc.garbage if type(item).__module__.startswith("fastchat_b")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    assert found == set()
 
 
 async def test_an_upstream_that_was_stopped_is_unavailable(serving: Serving, opened: Opened) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -20,12 +21,14 @@ __all__ = ["CHAT", "chat_arguments", "read_chat"]
 _C = Capability
 _ROUTER = frozenset({_C.TOOL_CHOICE, _C.PENALTIES, _C.LOGPROBS, _C.JSON_OBJECT, _C.JSON_SCHEMA})
 
-CHAT = {
-    "router": Dialect(_ROUTER),
-    # The client rewrites schemas into TGI's form for every endpoint, where others would not see them.
-    "openai": Dialect(_ROUTER - {_C.JSON_OBJECT, _C.JSON_SCHEMA}),
-    "tgi": Dialect(_ROUTER | {_C.SEED}),
-}
+CHAT = MappingProxyType(
+    {
+        "router": Dialect(_ROUTER),
+        # The client rewrites schemas into TGI's form for every endpoint, where others would not see them.
+        "openai": Dialect(_ROUTER - {_C.JSON_OBJECT, _C.JSON_SCHEMA}),
+        "tgi": Dialect(_ROUTER | {_C.SEED}),
+    }
+)
 """What each kind of server can do in chats."""
 
 

@@ -92,13 +92,13 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, so that the upstream stops working; the receiver hears no more."""
-        self._receiver = None
+        self._receiver = self._parser = None
         if self._transport is not None:
             self._transport.abort()
 
     def lose(self, error: ServeError) -> None:
         """Close at once, and tell the receiver why."""
-        receiver, self._receiver = self._receiver, None
+        receiver, self._receiver, self._parser = self._receiver, None, None
         if self._transport is not None:
             self._transport.abort()
         if receiver is not None:

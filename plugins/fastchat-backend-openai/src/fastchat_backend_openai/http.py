@@ -99,3 +99,4 @@ class Upstream:
             return await fetch.reply
         finally:
             fetch.call.abort()
+            fetch.call = None  # it holds `fetch`

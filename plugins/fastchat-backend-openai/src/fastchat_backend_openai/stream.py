@@ -140,5 +140,6 @@ class Stream:
 
     def _end(self, error: ServeError | None) -> None:
         self._ended = True
+        self.call = None  # it holds us
         self._over(self, error)
         self._sink.end(error)
