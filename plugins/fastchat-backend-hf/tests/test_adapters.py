@@ -226,6 +226,7 @@ async def test_what_cannot_share_a_model_is_refused_with_its_reason(
         "magnitude_vector|use_dora": adapter("dora", 1, use_dora=True),
         "more than LoRA matrices": adapter("saved", 1, modules_to_save=["lm_head"]),
         "no linear layer model.layers.7.": edited(adapter("deep", 1), rename=("layers.1.", "layers.7.")),
+        "part of a mixture of experts": edited(adapter("moe", 1), rename=("self_attn.q_proj", "mlp.experts.0.up_proj")),
         "no linear layer .*norm": edited(adapter("norm", 1), rename=("self_attn.q_proj", "input_layernorm")),
         "the two LoRA matrices": edited(adapter("half", 1), rename=("0.self_attn.q_proj.lora_A", "9.lora_A")),
         "takes 64 numbers and gives 64, the adapter's 64 and 32": edited(

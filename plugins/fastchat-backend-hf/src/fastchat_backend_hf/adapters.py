@@ -190,6 +190,8 @@ def adapt(model: Any, folders: Mapping[str, Path]) -> Adapters:
 
 
 def _check_fit(model: Any, layer: str, matrices: LoraMatrices) -> None:
+    if ".experts." in layer:  # which are given tokens in an order of their own
+        raise StartupError(f"{layer} is part of a mixture of experts; `lora` may merge it")
     try:
         sizes = _sizes(model.get_submodule(layer))
     except AttributeError:
