@@ -91,6 +91,56 @@ async def test_a_schema_that_cannot_be_served_is_refused_by_name(client: AsyncOp
         )
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 20}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("get_weather", "get_time")
+]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"get_weather", "get_time"}),
+        ({"type": "function", "function": {"name": "get_time"}}, {"get_time"}),
+    ],
+    ids=["any", "named"],
+)
+async def test_a_demanded_tool_is_called_whatever_was_said(
+    client: AsyncOpenAI, choice: Any, names: set[str], streamed: bool
+) -> None:
+    for seed in range(5):
+        asked: dict[str, Any] = {
+            "model": "demo",
+            "messages": HELLO,
+            "tools": TOOLS,
+            "tool_choice": choice,
+            "seed": seed,
+        }
+        if streamed:
+            chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+            calls = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+            finish = chunks[-1].choices[0].finish_reason
+        else:
+            reply = (await client.chat.completions.create(**asked)).choices[0]
+            calls, finish = [call.function for call in reply.message.tool_calls or ()], reply.finish_reason
+        assert [call.name for call in calls if call.name not in names] == []
+        assert len(calls) == 1
+        assert json.loads(calls[0].arguments).keys() == {"city"}
+        assert finish == "tool_calls"
+
+
 def shown_blocks() -> list[str]:
     page = Path(fastchat_serve.__file__).parent / "docs" / "structured.md"
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

@@ -17,9 +17,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
+from fastchat_serve.engine import (
+    ChatPrompt,
+    Choice,
+    Constraint,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    Message,
+    Regex,
+    ToolSpec,
+)
 from fastchat_serve.errors import EngineError, InvalidRequest, StartupError
-from fastchat_serve.text import ConstraintLimits, Constraints
+from fastchat_serve.text import ConstraintLimits, Constraints, HermesToolParser, ToolCallDelta
 from tests.text.walking import Walker
 
 pytest.importorskip("llguidance", reason="constraints need it, and come with it")
@@ -347,6 +357,42 @@ def test_what_is_wrong_in_a_grammar_is_said_with_its_place(constraints: Constrai
     with pytest.raises(InvalidRequest, match=problem) as caught:
         constraints.compile(Grammar(ebnf))
     assert caught.value.param == "grammar"
+
+
+# -------------------------------------------------------------------------------------------- calls
+
+WEATHER = ToolSpec("weather", parameters={"properties": {"city": {"type": "string", "maxLength": 9}}})
+CLOCK = ToolSpec('the "clock"')
+ASKED = (Message(role="user", content="What time is it?"),)
+
+
+@pytest.mark.parametrize(("choice", "names"), [("", {"weather", 'the "clock"'}), ("weather", {"weather"})])
+def test_a_call_that_must_come_is_one_that_the_parser_reads(walker: Walker, choice: str, names: set[str]) -> None:
+    found: set[str] = set()
+    for seed in range(12):
+        matcher = walker.constraints.compile_call(ChatPrompt(ASKED, (WEATHER, CLOCK), tool_choice=choice))
+        parser = HermesToolParser()
+        (call,) = [*parser.feed(walker.follow(matcher, seed)), *parser.finish()]
+        assert isinstance(call, ToolCallDelta)
+        jsonschema.validate(json.loads(call.arguments), {"type": "object", **(WEATHER.parameters or {})})
+        found.add(call.name)
+    assert found == names
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "problem"),
+    [
+        ((WEATHER,), "clock", "'clock'"),
+        ((), "", "any tool"),
+        ((ToolSpec("odd", parameters={"not": {}}),), "odd", "not"),
+        ((ToolSpec("long", parameters={"enum": ["a" * 200_000]}),), "", "bytes"),
+    ],
+)
+def test_a_call_that_cannot_be_made_is_refused(
+    constraints: Constraints, tools: tuple[ToolSpec, ...], choice: str, problem: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        constraints.compile_call(ChatPrompt(ASKED, tools, tool_choice=choice))
 
 
 # -------------------------------------------------------------------------------------------- tokens

@@ -44,8 +44,11 @@ class Walker:
 
     def walk(self, constraint: Constraint, seed: int) -> str:
         """The text of tokens drawn at random from the masks, up to the end."""
+        return self.follow(self.constraints.compile(constraint), seed)
+
+    def follow(self, matcher: Matcher, seed: int) -> str:
+        """`walk` from where `matcher` is."""
         rng = random.Random(seed)
-        matcher = self.constraints.compile(constraint)
         written = b""
         for step in range(2000):
             if matcher.complete:

@@ -169,6 +169,8 @@ def _capabilities(checkpoint: Checkpoint, template: ChatTemplate | None, adapter
         can |= {Capability.CHAT, Capability.RENDER}
         if template.supports_tools:
             can.add(Capability.TOOLS)
+            if template.tool_parser == "hermes":  # the form in which `Constraints` demands a call
+                can.add(Capability.TOOL_CHOICE)
     return frozenset(can)
 
 

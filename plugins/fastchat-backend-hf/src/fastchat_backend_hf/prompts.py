@@ -162,18 +162,29 @@ class Prompts:
         return own if request.sampling.ignore_eos else own | self._end_ids
 
     def _constraint(self, request: GenerateRequest) -> Matcher | None:
-        if request.constraint is None:
+        matcher = self._matcher(request)
+        if matcher is not None:
+            try:
+                matcher.accept_all(request.resume_token_ids)
+            except EngineError as error:
+                raise InvalidRequest(
+                    "The answer that is to be resumed breaks the constraint.", param="resume_token_ids"
+                ) from error
+        return matcher
+
+    def _matcher(self, request: GenerateRequest) -> Matcher | None:
+        prompt, constraint = request.prompt, request.constraint
+        calls = isinstance(prompt, ChatPrompt) and prompt.tool_choice is not None
+        if constraint is None and not calls:
             return None
         if self._constraints is None:
             raise Unsupported("This model's answers cannot be constrained.")
-        matcher = self._constraints.compile(request.constraint, tenant=request.tenant)
-        try:
-            matcher.accept_all(request.resume_token_ids)
-        except EngineError as error:
-            raise InvalidRequest(
-                "The answer that is to be resumed breaks the constraint.", param="resume_token_ids"
-            ) from error
-        return matcher
+        if isinstance(prompt, ChatPrompt) and calls:
+            if constraint is not None:
+                raise InvalidRequest("An answer that must be a tool call takes no other form.", param="tool_choice")
+            return self._constraints.compile_call(prompt, tenant=request.tenant)
+        assert constraint is not None
+        return self._constraints.compile(constraint, tenant=request.tenant)
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         for id in ids:

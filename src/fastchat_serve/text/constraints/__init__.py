@@ -1,7 +1,8 @@
 """Constraints as token masks, for engines whose sampler we write.
 
-`grammars.py` turns any `Constraint` of the contract into one form, `ebnf.py` reads grammars, `trial.py` finds out what
-compiling would cost, `compiling.py` compiles and keeps, and `matcher.py` follows one answer. The work is done by
+`grammars.py` and `calls.py` turn any `Constraint` of the contract, and a tool call that must come, into one form;
+`schemas.py` and `ebnf.py` read what clients write. `compiling.py` compiles and keeps, after a `trial.py` of what that
+costs, and `matcher.py` follows one answer. The work is done by
 `llguidance <https://github.com/guidance-ai/llguidance>`_, which comes with the engine and is imported when its first
 model is loaded.
 """

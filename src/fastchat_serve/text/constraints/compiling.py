@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
-from fastchat_serve.engine import Constraint
+from fastchat_serve.engine import ChatPrompt, Constraint
 from fastchat_serve.errors import EngineError, InvalidRequest, StartupError
+from fastchat_serve.text.constraints.calls import call_grammar
 from fastchat_serve.text.constraints.grammars import grammar_of, param_of
 from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.matcher import Mask, Matcher
@@ -87,8 +88,16 @@ class Constraints:
         `InvalidRequest`, which says what is wrong, for what is no schema, pattern or grammar, uses what is not
         supported, or passes the limits.
         """
-        param = param_of(constraint)
-        grammar = grammar_of(constraint, self._limits)
+        return self._matcher(grammar_of(constraint, self._limits), param_of(constraint), tenant)
+
+    def compile_call(self, prompt: ChatPrompt, *, tenant: str = "") -> Matcher:
+        """The way of an answer that is to be the tool call which `ChatPrompt.tool_choice` demands, in Hermes' form.
+
+        Raises `InvalidRequest` as `compile` does, and for a tool that is not there.
+        """
+        return self._matcher(call_grammar(prompt, self._limits), "tools", tenant)
+
+    def _matcher(self, grammar: str, param: str, tenant: str) -> Matcher:
         key = (tenant, grammar)
         with self._lock:
             kept = self._kept.get(key)

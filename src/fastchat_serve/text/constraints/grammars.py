@@ -14,9 +14,9 @@ from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.schemas import check_schema
 from fastchat_serve.text.constraints.tokens import library
 
-__all__ = ["grammar_of", "param_of"]
+__all__ = ["HEAD", "checked_schema", "grammar_of", "param_of"]
 
-_HEAD = '%llguidance {"no_forcing": true}\n'
+HEAD = '%llguidance {"no_forcing": true}\n'
 """Text that must come next may be cut into tokens in every way, as the model is used to, and not only as the
 tokenizer would cut it."""
 
@@ -48,32 +48,36 @@ def grammar_of(constraint: Constraint, limits: ConstraintLimits) -> str:
     """`constraint` as a grammar. Raises `InvalidRequest` for what passes the limits on size, and for bad EBNF."""
     match constraint:
         case JsonObject():
-            return _json_grammar({"type": "object"})
+            return f"{HEAD}start: %json {_with_options({'type': 'object'})}\n"
         case JsonSchema(schema=schema):
-            _check_nesting(schema, limits.nesting)
-            check_schema(schema)
-            grammar = _json_grammar(schema)
-            _check_text(grammar, "json_schema", limits)
-            return grammar
+            return f"{HEAD}start: %json {checked_schema(schema, 'json_schema', limits)}\n"
         case Regex(pattern=pattern):
             _check_text(pattern, "regex", limits)
-            return f"{_HEAD}start: {_regex(pattern)}\n"
+            return f"{HEAD}start: {_regex(pattern)}\n"
         case Grammar(ebnf=ebnf):
             _check_text(ebnf, "grammar", limits)
-            return _HEAD + lark_rules(ebnf, nesting=limits.nesting)
+            return HEAD + lark_rules(ebnf, nesting=limits.nesting)
         case Choice(options=options):
             if not options:
                 raise InvalidRequest("A choice needs at least one option.", param="choice")
             _check_text("".join(options), "choice", limits)
-            return f"{_HEAD}start: {_regex(_any_of(options))}\n"
+            return f"{HEAD}start: {_regex(_any_of(options))}\n"
 
 
-def _json_grammar(schema: Mapping[str, Any]) -> str:
+def checked_schema(schema: Mapping[str, Any], param: str, limits: ConstraintLimits) -> str:
+    """`schema` as a grammar has it. Raises `InvalidRequest` about `param`."""
+    _check_nesting(schema, param, limits.nesting)
     try:
-        text = json.dumps({**schema, "x-guidance": dict(_JSON_OPTIONS)}, ensure_ascii=False, allow_nan=False)
+        text = _with_options(schema)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest("The schema is not JSON.", param="json_schema") from error
-    return f"{_HEAD}start: %json {text}\n"
+        raise InvalidRequest("The schema is not JSON.", param=param) from error
+    _check_text(text, param, limits)
+    check_schema(schema, param)
+    return text
+
+
+def _with_options(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": dict(_JSON_OPTIONS)}, ensure_ascii=False, allow_nan=False)
 
 
 def _regex(pattern: str) -> str:
@@ -102,14 +106,14 @@ def _check_text(text: str, param: str, limits: ConstraintLimits) -> None:
         raise InvalidRequest(f"A constraint may have {limits.bytes} bytes; this one has {size}.", param=param)
 
 
-def _check_nesting(schema: Mapping[str, Any], most: int) -> None:
+def _check_nesting(schema: Mapping[str, Any], param: str, most: int) -> None:
     """Level by level, without recursion."""
     level: list[Any] = [schema]
     for _ in range(most):
         level = [item for value in level for item in _parts(value)]
         if not level:
             return
-    raise InvalidRequest(f"The schema is nested more than {most} levels deep.", param="json_schema")
+    raise InvalidRequest(f"The schema is nested more than {most} levels deep.", param=param)
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -8,7 +8,7 @@ counts of properties, where a name may be written twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -30,36 +30,42 @@ _EXACT = 2**53
 """From here on floats have no neighbours that are integers."""
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises `InvalidRequest` for what must not be used. What is no schema at all, llguidance says."""
-    for part in _subschemas(schema):
-        _check_property_count(part)
-        _check_bounds(part, schema)
+def check_schema(schema: Mapping[str, Any], param: str) -> None:
+    """Raises `InvalidRequest` about `param` for what must not be used. What is no schema at all, llguidance says."""
+    parts = list(_subschemas(schema))
+    problems = [*map(_property_count, parts), *map(_bounds, _groups(parts, schema))]
+    for problem in filter(None, problems):
+        raise InvalidRequest(f"The constraint cannot be served: {problem} is not supported.", param=param)
 
 
-def _check_property_count(part: Mapping[str, Any]) -> None:
+def _property_count(part: Mapping[str, Any]) -> str | None:
     least, required = part.get("minProperties"), part.get("required")
     named = len(required) if isinstance(required, list) else 0
     if isinstance(least, int | float) and least > named + 1:
-        raise _unsupported("minProperties above the number of required properties and one")
+        return "minProperties above the number of required properties and one"
+    return None
 
 
-def _check_bounds(part: Mapping[str, Any], root: Mapping[str, Any]) -> None:
-    bounds: dict[str, list[float]] = {name: [] for name in (*_LOWER, *_UPPER)}
-    for each in _same_place(part, root):
+def _bounds(group: Sequence[Mapping[str, Any]]) -> str | None:
+    """`group`: schemas that may hold for the same number."""
+    bounds: dict[str, set[float]] = {name: set() for name in (*_LOWER, *_UPPER)}
+    for part in group:
         for name, values in bounds.items():
-            value = each.get(name)
+            value = part.get(name)
             if isinstance(value, int | float) and _is_bound(value):
-                values.append(value)
+                values.add(value)
     if any(abs(value) >= _EXACT for values in bounds.values() for value in values):
-        raise _unsupported("a bound of 2^53 or more")
-    lower, upper = ([value for name in names for value in bounds[name]] for names in (_LOWER, _UPPER))
-    for value in bounds["exclusiveMinimum"]:
-        if value == int(value) and any(value < most < value + 1 for most in upper):
-            raise _unsupported(f"exclusiveMinimum {value:g} with an upper bound below {value + 1:g}")
-    for value in bounds["exclusiveMaximum"]:
-        if value == int(value) and any(value - 1 < least < value for least in lower):
-            raise _unsupported(f"exclusiveMaximum {value:g} with a lower bound above {value - 1:g}")
+        return "a bound of 2^53 or more"
+    lower, upper = ({value for name in names for value in bounds[name]} for names in (_LOWER, _UPPER))
+    above, below = (
+        {math.floor(value) for value in upper if value % 1},
+        {math.ceil(value) for value in lower if value % 1},
+    )
+    for value in bounds["exclusiveMinimum"] & above:
+        return f"exclusiveMinimum {value:g} with an upper bound below {value + 1:g}"
+    for value in bounds["exclusiveMaximum"] & below:
+        return f"exclusiveMaximum {value:g} with a lower bound above {value - 1:g}"
+    return None
 
 
 def _subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -80,20 +86,25 @@ def _subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
                 pending.append(found)
 
 
-def _same_place(part: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The schemas that the same value must, or may have to, be valid under."""
-    pending: list[Any] = [part]
-    seen: set[int] = set()
-    while pending:
-        each = pending.pop()
-        if not isinstance(each, Mapping) or id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        for name in _SAME_PLACE:
-            if isinstance(options := each.get(name), list):
-                pending.extend(options)
-        pending.append(_referred(each.get("$ref"), root))
+def _groups(parts: Sequence[Mapping[str, Any]], root: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """Those of `parts` together that refer to, or are combined with, each other."""
+    leaders: dict[int, int] = {id(part): id(part) for part in parts}
+
+    def leader(key: int) -> int:
+        while leaders[key] != key:
+            leaders[key] = leaders[leaders[key]]  # which makes the way shorter for the next
+            key = leaders[key]
+        return key
+
+    for part in parts:
+        others = [option for name in _SAME_PLACE if isinstance(part.get(name), list) for option in part[name]]
+        for other in (*others, _referred(part.get("$ref"), root)):
+            if id(other) in leaders:
+                leaders[leader(id(other))] = leader(id(part))
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for part in parts:
+        groups.setdefault(leader(id(part)), []).append(part)
+    return list(groups.values())
 
 
 def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
@@ -108,7 +119,3 @@ def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
 
 def _is_bound(value: float) -> bool:
     return not isinstance(value, bool) and math.isfinite(value)
-
-
-def _unsupported(what: str) -> InvalidRequest:
-    return InvalidRequest(f"The constraint cannot be served: {what} is not supported.", param="json_schema")
