@@ -84,7 +84,7 @@ async def greedy_ids(engine: SglangEngine, prompt: Sequence[int], count: int) ->
     return list((await answer(engine, request)).token_ids)
 
 
-async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  # another process changes it, and sets no event
             await asyncio.sleep(0.005)

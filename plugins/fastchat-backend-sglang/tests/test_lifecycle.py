@@ -32,7 +32,8 @@ from fastchat_serve import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
-SEEN_WITHIN_S = 1.0
+SEEN_WITHIN_S = 5.0
+"""It takes a tenth of a second where nothing else runs."""
 CLOSED_WITHIN_S = 10.0
 
 
@@ -144,12 +145,9 @@ def _alive(process: psutil.Process) -> bool:
     ("options", "problem"),
     [
         ({"extra": {"schedul_policy": "lpm"}}, "did you mean schedule_policy"),
-        ({"extra": {"model_path": "x"}}, "the backend sets this itself"),
-        ({"extra": {"tp_size": 2}}, "an option of the backend"),
         ({"attention_backend": "nonsense"}, "nonsense"),
         ({"adapters": {"a": Path("nowhere")}}, "adapter_config.json"),
         ({"chat_template": Path("nowhere.jinja")}, "no such chat template"),
-        ({"deterministic": True}, "deterministic"),
     ],
     ids=lambda value: str(value)[:40],
 )

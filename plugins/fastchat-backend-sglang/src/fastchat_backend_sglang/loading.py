@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from fastchat_backend_sglang.arguments import SPARE_TOKENS, server_args
 from fastchat_backend_sglang.capabilities import capabilities
 from fastchat_backend_sglang.failure import read_failure
 from fastchat_backend_sglang.options import SglangOptions
@@ -20,28 +19,6 @@ from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint
 from fastchat_serve.text import Prompts, Vocabulary, chat_template_of
 
 __all__ = ["Loaded", "load"]
-
-_SPARE = 8
-"""SGLang keeps the last tokens of a context to itself: five of the longest prompt, one or two of the answer."""
-
-_CPU_CACHE_CONTEXTS = 4
-"""On a CPU: full contexts that the key-value cache holds, if nothing is said. SGLang would take most of the memory."""
-
-_OURS: Final = frozenset(
-    {
-        "chat_template",
-        "custom_sigquit_handler",
-        "enable_lora",
-        "incremental_streaming_output",
-        "lora_paths",
-        "model_path",
-        "node_rank",
-        "skip_tokenizer_init",
-        "stream_interval",
-        "tokenizer_worker_num",
-    }
-)
-"""Arguments that the backend depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,82 +95,17 @@ def _device(options: SglangOptions) -> str:
 
 
 def _arguments(folder: Path, options: SglangOptions, device: str) -> dict[str, Any]:
-    """SGLang's ``ServerArgs``. Raises `ConfigError`."""
     from sglang.srt.server_args import ServerArgs
-
-    length = options.context_length or _model_context_length(folder, options)
-    arguments: dict[str, Any] = {
-        "model_path": str(folder),
-        "device": device,
-        "dtype": options.dtype,
-        "context_length": length + _SPARE,
-        "tp_size": options.tp_size,
-        "pp_size": options.pp_size,
-        "dp_size": options.dp_size,
-        "trust_remote_code": options.trust_remote_code,
-        "is_embedding": options.task == "embed",
-        # Embedding requests have no salt, so their cache would tell one client what another sent.
-        "disable_radix_cache": not options.prefix_cache or options.task == "embed",
-        "enable_deterministic_inference": options.deterministic,
-        "enable_priority_scheduling": True,
-        "schedule_low_priority_values_first": True,
-        "disable_priority_preemption": True,
-        "incremental_streaming_output": True,
-        "stream_interval": 1,
-        "sleep_on_idle": True,
-        "skip_server_warmup": True,
-        "custom_sigquit_handler": signal.SIG_IGN,
-        "log_level": options.log_level,
-    }
-    optional = {
-        "quantization": options.quantization,
-        "kv_cache_dtype": options.kv_cache_dtype,
-        "max_running_requests": options.max_batch,
-        "max_total_tokens": options.kv_cache_tokens,
-        "mem_fraction_static": options.mem_fraction_static,
-        "chunked_prefill_size": options.chunked_prefill_size,
-        "attention_backend": options.attention_backend,
-        "grammar_backend": options.grammar_backend,
-        "max_lora_rank": options.max_lora_rank,
-    }
-    arguments |= {name: value for name, value in optional.items() if value is not None}
-    if options.adapters:
-        arguments |= {"enable_lora": True, "lora_paths": {name: str(path) for name, path in options.adapters.items()}}
-    if device == "cpu":
-        arguments = _cpu_defaults(options, length) | arguments
-    for name, value in options.extra.items():
-        _check_extra(name, ServerArgs.__struct_fields__)
-        arguments[name] = value
-    return arguments
-
-
-def _cpu_defaults(options: SglangOptions, length: int) -> dict[str, Any]:
-    """What SGLang needs to be told to run without an accelerator."""
     from sglang.srt.utils import cpu_has_amx_support
 
-    defaults: dict[str, Any] = {
-        "sampling_backend": "pytorch",
-        "grammar_backend": "llguidance",  # XGrammar's kernels are not for CPUs
-        "disable_cuda_graph": True,
-        "disable_overlap_schedule": True,
-        "lora_backend": "torch_native",
-    }
-    if not cpu_has_amx_support():
-        defaults["attention_backend"] = "torch_native"
-    if options.mem_fraction_static is None:
-        defaults |= {"mem_fraction_static": 0.5, "max_total_tokens": _CPU_CACHE_CONTEXTS * (length + _SPARE)}
-    return defaults
-
-
-def _check_extra(name: str, fields: tuple[str, ...]) -> None:
-    if name in _OURS:
-        raise ConfigError(f"options.extra.{name}: the backend sets this itself")
-    if name in SglangOptions.__struct_fields__:
-        raise ConfigError(f"options.extra.{name}: this is an option of the backend; write it outside of extra")
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"options.extra.{name}: SGLang has no such argument{hint}")
+    return server_args(
+        folder,
+        options,
+        device=device,
+        context_length=options.context_length or _model_context_length(folder, options),
+        amx=bool(cpu_has_amx_support()),
+        known=ServerArgs.__struct_fields__,
+    )
 
 
 def _model_context_length(folder: Path, options: SglangOptions) -> int:
@@ -250,8 +162,8 @@ def _context_length(manager: Any, scheduler: Mapping[str, Any], options: SglangO
     notes = (
         ["Python code that came with the model may run here (trust_remote_code)"] if options.trust_remote_code else []
     )
-    wanted = manager.model_config.context_len - _SPARE
-    length = min(wanted, scheduler["max_total_num_tokens"] - _SPARE)
+    wanted = manager.model_config.context_len - SPARE_TOKENS
+    length = min(wanted, scheduler["max_total_num_tokens"] - SPARE_TOKENS)
     if length < 1:
         raise StartupError("the key-value cache has no room for a single request; raise kv_cache_tokens")
     if length < wanted:
