@@ -9,7 +9,7 @@ import re
 import pytest
 from llamacpp_answers import Opened, answer, asking, saying
 
-from fastchat_serve import Choice, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex
+from fastchat_serve import ChatPrompt, Choice, Grammar, InvalidRequest, JsonObject, JsonSchema, Message, Regex, ToolSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -57,6 +57,16 @@ async def test_a_constrained_answer_goes_on_after_any_of_its_tokens(opened: Open
             assert rest.ids == whole.ids[index:]
 
 
+async def test_a_demanded_tool_call_is_one(opened: Opened) -> None:
+    tool = ToolSpec("look_up", parameters={"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}})
+    prompt = ChatPrompt((Message(role="user", content="Hello!"),), tools=(tool,), tool_choice="look_up")
+    async with opened() as engine:
+        said = await answer(engine, asking(prompt, max_tokens=200))
+    call = json.loads(said.text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    assert (call["name"], type(call["arguments"])) == ("look_up", dict)
+    assert said.last.finish_reason == "stop"
+
+
 async def test_min_tokens_does_not_break_a_constraint(opened: Opened) -> None:
     async with opened() as engine:
         said = await answer(engine, asking(max_tokens=20, min_tokens=15, constraint=Choice(("yes",))))
@@ -88,6 +98,6 @@ async def test_what_is_no_constraint_is_refused_and_the_engine_lives(
 
 async def test_resumed_tokens_against_the_constraint_are_an_error(opened: Opened) -> None:
     async with opened() as engine:
-        with pytest.raises(Exception, match="constraint"):
+        with pytest.raises(InvalidRequest, match="breaks the constraint"):
             await answer(engine, asking(constraint=Choice(("yes",)), resume_token_ids=(700,)))
         assert (await answer(engine, asking())).ids

@@ -8,7 +8,7 @@ from fastchat_serve import Capability, Engine, EngineSetup, RegisterEngine, hook
 
 __all__ = ["CAPABILITIES", "LlamaCppOptions", "open_llamacpp", "register_engines"]
 
-CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS, Capability.TOOL_CHOICE}
+CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS}
 """Those of a model whose chat template has tools, with adapters, and with `embeddings` switched on."""
 
 

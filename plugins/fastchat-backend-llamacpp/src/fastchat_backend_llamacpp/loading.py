@@ -287,6 +287,8 @@ class _Loader:
             can |= {Capability.CHAT, Capability.RENDER}
             if template.supports_tools:
                 can.add(Capability.TOOLS)
+                if template.tool_parser == "hermes":  # the form in which `Constraints` demands a call
+                    can.add(Capability.TOOL_CHOICE)
         return frozenset(can)
 
     def _device(self) -> str:

@@ -13,6 +13,7 @@ from fastchat_serve import (
     ChatPrompt,
     ContextOverflow,
     EmbedRequest,
+    EngineError,
     GenerateRequest,
     InvalidRequest,
     PromptEcho,
@@ -141,11 +142,26 @@ class Prompts:
         return room if wanted is None else wanted
 
     def _constraint(self, request: GenerateRequest) -> Matcher | None:
-        if request.constraint is None or self._constraints is None:
-            return None
-        matcher = self._constraints.compile(request.constraint, tenant=request.tenant)
-        matcher.accept_all(request.resume_token_ids)
+        """The way of this answer through its constraint, up to where it goes on."""
+        matcher = self._matcher(request)
+        if matcher is not None:
+            try:
+                matcher.accept_all(request.resume_token_ids)
+            except EngineError as error:
+                raise InvalidRequest(
+                    "The answer that is to be resumed breaks the constraint.", param="resume_token_ids"
+                ) from error
         return matcher
+
+    def _matcher(self, request: GenerateRequest) -> Matcher | None:
+        prompt, constraint = request.prompt, request.constraint
+        if self._constraints is None:
+            return None
+        if isinstance(prompt, ChatPrompt) and prompt.tool_choice is not None:
+            if constraint is not None:
+                raise InvalidRequest("An answer that must be a tool call takes no other form.", param="tool_choice")
+            return self._constraints.compile_call(prompt, tenant=request.tenant)
+        return None if constraint is None else self._constraints.compile(constraint, tenant=request.tenant)
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         for id in ids:
