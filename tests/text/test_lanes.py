@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastchat_serve import ChatPrompt, EmbedRequest, Message, Regex, TextPart, TextPrompt, TokenPrompt
+from fastchat_serve import ChatPrompt, EmbedRequest, Message, Regex, TextPart, TextPrompt, TokenPrompt, ToolSpec
 from fastchat_serve.text import Lanes, is_slow
 from tests.sinks import a_request
 
@@ -48,6 +48,7 @@ def test_what_has_not_begun_when_the_lanes_close_is_cancelled() -> None:
         (TextPrompt(LONG), True),
         (TokenPrompt((1,) * 40_000), True),
         (ChatPrompt((Message(role="user", content="x"), Message(role="user", content=(TextPart(LONG),)))), True),
+        (ChatPrompt((Message(role="user", content="x"),), tools=(ToolSpec("f"),), tool_choice="f"), True),
         (a_request("abc"), False),
         (a_request(LONG), True),
         (a_request("abc", constraint=Regex("a+")), True),

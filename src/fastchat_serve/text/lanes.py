@@ -41,10 +41,11 @@ class Lanes:
 def is_slow(about: GenerateRequest | EmbedRequest | TextPrompt | TokenPrompt | ChatPrompt) -> bool:
     """Whether it takes long to tokenise, or has a constraint to compile."""
     if isinstance(about, GenerateRequest):
-        return about.constraint is not None or _size(about.prompt) >= _LONG
+        return about.constraint is not None or is_slow(about.prompt)
     if isinstance(about, EmbedRequest):
         return sum(map(_size, about.inputs)) >= _LONG
-    return _size(about) >= _LONG
+    must_call = isinstance(about, ChatPrompt) and about.tool_choice is not None  # a constraint, too
+    return must_call or _size(about) >= _LONG
 
 
 def _size(prompt: TextPrompt | TokenPrompt | ChatPrompt) -> int:
