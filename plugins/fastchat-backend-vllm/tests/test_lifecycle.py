@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 from vllm_answers import answer, asking, needs_vllm, opened, until
@@ -85,6 +87,47 @@ async def test_the_loop_lives_while_a_model_loads_and_a_start_can_be_given_up(de
     assert starting.cancelled()
     assert time.monotonic() - began < 20
     assert longest < 2, "the loop stood still"
+
+
+OPENER = """
+import sys, time, anyio
+from pathlib import Path
+from vllm_answers import opened
+
+async def main():
+    async with opened(Path(sys.argv[1])) as engine:
+        print("children", *[process.pid for process in engine._processes], flush=True)
+        await anyio.sleep(600)
+
+if __name__ == "__main__":
+    anyio.run(main)
+"""
+
+
+async def test_a_killed_server_leaves_no_process_of_vllms_behind(demo: Path, tmp_path: Path) -> None:
+    script = tmp_path / "opener.py"
+    script.write_text(OPENER)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    async with await anyio.open_process(
+        [sys.executable, str(script), str(demo)], env=environment, stderr=None
+    ) as server:
+        assert server.stdout is not None
+        said = b""
+        with anyio.fail_after(300):
+            while b"children" not in said or not said.endswith(b"\n"):
+                said += await server.stdout.receive()
+        (core,) = map(int, said.split(b"children")[1].split())
+        family = [psutil.Process(core), *psutil.Process(core).children(recursive=True)]
+        server.kill()
+
+    await until(lambda: not any(psutil.pid_exists(member.pid) and alive(member) for member in family), 20)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(

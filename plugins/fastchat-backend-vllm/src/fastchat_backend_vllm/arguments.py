@@ -46,13 +46,13 @@ def engine_arguments(
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "kv_cache_memory_bytes": kv_bytes,
         "revision": options.revision,
+        "enable_prefix_caching": None if options.prefix_cache else False,  # on by itself where the model allows it
     }
     arguments = {
         "model": model,
         "dtype": options.dtype,
         "runner": options.runner,
         "kv_cache_dtype": options.kv_cache_dtype,
-        "enable_prefix_caching": options.prefix_cache,
         "enforce_eager": options.enforce_eager,
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,

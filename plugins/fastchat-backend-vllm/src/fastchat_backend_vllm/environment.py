@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastchat_backend_vllm.options import VllmOptions
+from fastchat_backend_vllm.orphans import OPENED_BY
 
 __all__ = ["vllm_environment"]
 
@@ -33,6 +34,7 @@ def vllm_environment(options: VllmOptions) -> Iterator[None]:
                 os.environ.setdefault(name, value)
             # A fork of a process with threads, as any server is, can hang on a lock that one of them held.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+            os.environ[OPENED_BY] = str(os.getpid())
             if options.cpu_threads_bind is not None:
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = options.cpu_threads_bind
             if options.kv_cache_memory is not None:
