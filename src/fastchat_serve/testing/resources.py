@@ -20,8 +20,6 @@ _POOLED = ("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor")
 _TRACKERS = ("resource_tracker", "forkserver")
 """Children that Python's multiprocessing starts once and keeps."""
 
-_SETTLE_S = 10.0
-
 
 class Resources(Struct, frozen=True):
     """What is held at one moment."""
@@ -58,10 +56,10 @@ class Resources(Struct, frozen=True):
         return {what: pair for what, pair in counts.items() if pair[1] > pair[0]}
 
 
-async def settled(before: Resources | None = None) -> Resources:
+async def settled(before: Resources | None, patience_s: float) -> Resources:
     """What is held once it is no more than `before`, or after a while: threads and children take a moment to end."""
     now = Resources.now()
-    with anyio.move_on_after(_SETTLE_S):
+    with anyio.move_on_after(patience_s):
         while before is not None and now.grown_since(before):
             await anyio.sleep(0.1)
             now = Resources.now()

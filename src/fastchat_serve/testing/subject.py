@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ from fastchat_serve.progress import LogProgress
 from fastchat_serve.push import Pusher
 from fastchat_serve.testing.answers import Answer, SinkOfAnswer, read_push, read_stream, vary
 from fastchat_serve.testing.marks import FORMS
+from fastchat_serve.testing.resources import Resources, settled
 from fastchat_serve.testing.target import Target
 from fastchat_serve.text.tools import TOOL_PARSERS, ToolCallDelta
 from fastchat_serve.worker.base import WorkerState
@@ -94,8 +96,9 @@ class Subject:
         worker: Around it.
         dispatcher: Around the worker; the model's name there is `MODEL`.
         notes: What the check that runs has measured.
+        held: What was held after each engine that was `alone`.
         load_s, loaded_mb: What opening took, in time and memory of this process.
-        last_info: What the engine said of itself when it was opened last.
+        last_info: `info`, or None if no engine was ever open.
     """
 
     engine: Engine
@@ -105,6 +108,7 @@ class Subject:
     def __init__(self, target: Target, settings: Settings) -> None:
         self.target, self.settings = target, settings
         self.notes: list[str] = []
+        self.held: list[Resources] = []
         self.load_s, self.loaded_mb = 0.0, 0
         self.last_info: EngineInfo | None = None
         self._runner = asyncio.Runner(loop_factory=_loop_factory())
@@ -120,34 +124,30 @@ class Subject:
         """Run one check to its end, in the loop that all share."""
         return self._runner.run(check)
 
-    def open(self) -> None:
+    async def load(self) -> None:
         """Have an engine open, well and idle. Raises what opening raised."""
         if self._life is not None:
             broken = self.worker.state is not WorkerState.READY
-            if not broken and (self._breakages == REOPENINGS or self.run(self._is_idle())):
+            if not broken and (self._breakages == REOPENINGS or await self._is_idle()):
                 return
             if self._breakages == REOPENINGS:
                 raise RuntimeError("the engine was left broken too often")
             self._breakages += 1
         if self._failure is not None:
             raise self._failure
-        self.close()
+        await self.unload()
         began, memory = time.monotonic(), psutil.Process().memory_info().rss
         try:
             self.engine = self.fresh()
-            self.run(self._begin())
+            await self._begin()
         except Exception as failure:  # the boundary to the engine under test
             self._failure = failure
             raise
         self.load_s, self.last_info = time.monotonic() - began, self.engine.info
         self.loaded_mb = max(self.loaded_mb, (psutil.Process().memory_info().rss - memory) >> 20)
 
-    def close(self) -> None:
-        """Close the engine, if one is open."""
-        self.run(self.unload())
-
     async def unload(self) -> None:
-        """`close`, for a check that wants to be alone with engines of its own."""
+        """Close the engine, if one is open."""
         if self._life is not None:
             life, self._life = self._life, None
             self._closing.set()
@@ -158,7 +158,7 @@ class Subject:
     def finish(self) -> None:
         """Close the engine and the loop."""
         try:
-            self.close()
+            self.run(self.unload())
         finally:
             self._runner.close()
 
@@ -195,14 +195,24 @@ class Subject:
             raise problem
 
     def fresh(self) -> Engine:
-        """An engine beside the one under test, not open yet."""
+        """Another engine, not open yet."""
         return self.target.make(LogProgress())
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Engine]:
+        """Another engine, open, instead of the one under test; what its life leaves behind is added to `held`."""
+        await self.unload()
+        async with self.fresh() as engine:
+            yield engine
+        self.held.append(await settled(self.held[-1] if self.held else None, self.settings.grace_s))
 
     # ------------------------------------------------------------------------------------ requests
 
     @property
     def info(self) -> EngineInfo:
-        return self.engine.info
+        """What the engine said of itself when it was opened last."""
+        assert self.last_info is not None, "no engine was ever open"
+        return self.last_info
 
     def can(self, *capabilities: Capability) -> bool:
         return self.info.capabilities.issuperset(capabilities)
@@ -232,13 +242,13 @@ class Subject:
         """Tell the reader of the report what was measured."""
         self.notes.append(text)
 
-    def prompt(self, text: str = PROMPTS[0]) -> ChatPrompt | TextPrompt | TokenPrompt:
-        """`text` in a form that the engine takes."""
+    def prompt(self, text: str = PROMPTS[0], *, times: int = 1) -> ChatPrompt | TextPrompt | TokenPrompt:
+        """`text`, so many times over, in a form that the engine takes; one that takes ids only is given some."""
         if self.can(Capability.CHAT):
-            return ChatPrompt((Message(role="user", content=text),))
+            return ChatPrompt((Message(role="user", content=text * times),))
         if self.can(Capability.TEXT_PROMPT):
-            return TextPrompt(text)
-        return TokenPrompt(tuple(range(10, 42)))
+            return TextPrompt(text * times)
+        return TokenPrompt((*range(10, 10 + 16 * times), len(text)))
 
     def request(
         self, prompt: ChatPrompt | TextPrompt | TokenPrompt | str = PROMPTS[0], /, **fields: Any
@@ -306,6 +316,11 @@ class Subject:
         assert not answer.chunks, f"the error came after {len(answer.chunks)} chunks"
         return answer.error
 
+    @property
+    def knows_greedy(self) -> bool:
+        """`greedy` needs no engine any more, at least for the first prompt."""
+        return 0 in self._baselines
+
     async def greedy(self, index: int) -> Answer:
         """The greedy answer to one of `PROMPTS`, asked for once and by itself."""
         if index not in self._baselines:
@@ -313,9 +328,14 @@ class Subject:
         return self._baselines[index]
 
     async def baseline(self, *, characters: int = 0) -> Answer:
-        """The longest of the greedy answers, which others are compared with; skips if it has too little text."""
+        """The longest of the greedy answers, which others are compared with; skips if it has too little text.
+
+        Of a model of few words, one that goes on after its end, if the engine can.
+        """
         answers = [await self.greedy(index) for index in range(len(PROMPTS))]
         longest = max(answers, key=lambda answer: (len(answer.text), answer.usage.completion_tokens))
+        if len(longest.text) < characters and self.can(Capability.IGNORE_EOS):
+            longest = await self.answer(self.again(longest.request, ignore_eos=True))
         if len(longest.text) < characters:
             pytest.skip(f"the longest answer has {len(longest.text)} characters")
         return longest
@@ -347,7 +367,9 @@ class Subject:
 
     @property
     def busy(self) -> int:
-        """Requests that the engine says it has."""
+        """Requests that the engine says it has; none if it is closed."""
+        if self._life is None:
+            return 0
         load = self.engine.current_load()
         return load.running + load.waiting
 

@@ -19,15 +19,16 @@ RESTS_ON = {
 
 
 async def test_opens(subject: Subject) -> None:
-    """`async with engine:` loads it; then it is well and has every member of `Engine`."""
+    """`async with engine:` loads it; then it is well, and has every member of `Engine` and every method it declares."""
     assert isinstance(subject.engine, Engine), "a member of `Engine` is missing"
+    assert missing_methods(subject.engine) == []
     assert subject.engine.fatal_error is None
     subject.note(f"{subject.load_s:.2f} s")
 
 
 async def test_info_is_valid(subject: Subject) -> None:
     """`info` is an `EngineInfo` for this contract, with a context, and all its fields are of their types."""
-    info = subject.info
+    info = subject.engine.info
     assert isinstance(info, EngineInfo)
     assert 1 <= info.contract <= CONTRACT
     assert type(info.context_length) is int
@@ -53,11 +54,6 @@ async def test_declares_no_more_than_its_backend(subject: Subject) -> None:
     """What the backend was registered with is the most that its engines declare."""
     promised = subject.target.backend.capabilities
     assert not promised or subject.info.capabilities <= promised
-
-
-async def test_has_the_methods_it_declares(subject: Subject) -> None:
-    """`EMBED`, `TOKENIZE` and `RENDER` are methods, and they are there."""
-    assert missing_methods(subject.engine) == []
 
 
 async def test_is_idle_when_nobody_asks(subject: Subject) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from fastchat_serve.engine import Capability, Chunk, TextPrompt, Usage
+from fastchat_serve.engine import Capability, Chunk, Usage
 from fastchat_serve.testing.marks import in_both_forms, needs
 from fastchat_serve.testing.subject import PROMPTS, Subject
 from fastchat_serve.worker.contract import flaw
@@ -143,10 +143,9 @@ async def test_usage_counts_the_prompt(subject: Subject) -> None:
 
 async def test_usage_counts_a_longer_prompt_as_longer(subject: Subject) -> None:
     """Twice the prompt has more `prompt_tokens`."""
-    once = await subject.answer(subject.request(PROMPTS[0], max_tokens=1))
-    twice = await subject.answer(subject.request(PROMPTS[0] * 2, max_tokens=1))
-    if isinstance(once.request.prompt, TextPrompt) or once.request.prompt != twice.request.prompt:
-        assert twice.usage.prompt_tokens > once.usage.prompt_tokens
+    once = await subject.answer(subject.request(subject.prompt(), max_tokens=1))
+    twice = await subject.answer(subject.request(subject.prompt(times=2), max_tokens=1))
+    assert twice.usage.prompt_tokens > once.usage.prompt_tokens
 
 
 @needs(Capability.TOKEN_IDS)

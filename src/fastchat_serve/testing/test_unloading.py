@@ -11,20 +11,20 @@ from fastchat_serve.engine import Capability
 from fastchat_serve.errors import ServeError
 from fastchat_serve.push import Pusher
 from fastchat_serve.testing.answers import Answer, SinkOfAnswer, read_stream
-from fastchat_serve.testing.resources import Resources, settled
+from fastchat_serve.testing.marks import needs
 from fastchat_serve.testing.subject import PROMPTS, Subject
+
+LIVES = 3
+"""What grows from each of them to the next would grow for ever."""
 
 WORTH_MB = 64
 """Memory below this is not looked at: caches and fragments."""
 
 
+@needs(Capability.GENERATE)
 async def test_ends_its_streams(subject: Subject) -> None:
     """Streams that run when an engine is closed end, with an error unless they were done; none is left waiting."""
-    if not subject.can(Capability.GENERATE):
-        await subject.unload()
-        return
     requests = [subject.request(prompt, max_tokens=4 * subject.settings.tokens) for prompt in PROMPTS]
-    await subject.unload()
     sinks = [SinkOfAnswer(request) for request in requests]
     pulled: list[Answer] = []
 
@@ -32,7 +32,7 @@ async def test_ends_its_streams(subject: Subject) -> None:
         pulled.append(await read_stream(engine, subject.again(requests[0])))
 
     async with anyio.create_task_group() as tasks:
-        async with subject.fresh() as engine:
+        async with subject.alone() as engine:
             pusher = Pusher(engine, tasks)
             for sink in sinks:
                 sink.handle = pusher.start(sink.answer.request, sink)
@@ -54,33 +54,32 @@ async def test_can_be_cancelled(subject: Subject) -> None:
             async with subject.fresh():
                 await anyio.sleep_forever()
         with anyio.CancelScope() as scope:
-            async with subject.fresh() as engine:
+            async with subject.alone() as engine:
                 assert engine.fatal_error is None
                 scope.cancel()
                 await anyio.sleep_forever()
 
 
+@needs(Capability.GENERATE)
+async def test_another_answers_alike(subject: Subject) -> None:
+    """An engine that is opened later in the same process gives the answers of the first."""
+    if not subject.knows_greedy:
+        await subject.load()
+    first = await subject.greedy(0)
+    async with subject.alone() as engine:
+        later = await subject.until(read_stream(engine, subject.again(first.request)))
+    subject.expect_same(later.whole(), first, "the later answer")
+
+
 async def test_leaves_nothing_behind(subject: Subject) -> None:
     """However often an engine is opened and closed: no more threads, children, tasks, files, nor ever more memory."""
-    await subject.unload()
-    held: list[Resources] = []
-    for _ in range(3):
-        async with subject.fresh() as engine:
+    while len(subject.held) < LIVES:
+        async with subject.alone() as engine:
             if subject.can(Capability.GENERATE):
                 (await subject.until(read_stream(engine, subject.request()))).whole()
-        held.append(await settled(held[-1] if held else None))
-    first, second, third = held
-    leaks = {what for what in second.grown_since(first) if what in third.grown_since(second)}
-    assert not leaks, "; ".join(
-        f"{what}: {second.grown_since(first)[what]}, then {third.grown_since(second)[what]}" for what in sorted(leaks)
-    )
+    first, second, third = subject.held[-LIVES:]
+    grown, again = second.grown_since(first), third.grown_since(second)
+    assert not grown.keys() & again.keys(), f"growing with every life: {grown}, then {again}"
     growth = (second.memory_mb - first.memory_mb, third.memory_mb - second.memory_mb)
     subject.note(f"memory {first.memory_mb} MB, then {growth[0]:+} and {growth[1]:+}")
     assert min(growth) < max(WORTH_MB, subject.loaded_mb // 2), f"memory grows by {growth} MB"
-
-
-async def test_another_answers_alike(subject: Subject) -> None:
-    """An engine that is opened later in the same process gives the answers of the first."""
-    if not subject.can(Capability.GENERATE):
-        return
-    subject.expect_same(await subject.answer(subject.request()), await subject.greedy(0), "the later answer")
