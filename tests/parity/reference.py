@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ANSWERS", "Answers", "MAX_TOKENS", "PROMPTS", "first_difference", "generated", "weights"]
+__all__ = ["MAX_TOKENS", "PROMPTS", "Answers", "first_difference", "generated", "recorded", "weights"]
 
 Answers = list[list[int]]
 

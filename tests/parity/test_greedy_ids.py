@@ -6,6 +6,7 @@ each engine's own environment.
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +30,12 @@ FLOAT32: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "vllm": {"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
         "sglang": {"dtype": "float32"},
         "mlx": {"dtype": "float32"},
-        "llamacpp": {},
+        "llamacpp": {"cache_type_k": "f32", "cache_type_v": "f32"},
     }
 )
 """The options with which a backend computes in float32."""
 
+REPOSITORY = Path(__file__).parents[2]
 AT_ONCE = 4
 PROMPTS_AND_ANSWERS = recorded()
 
@@ -84,7 +86,10 @@ async def test_greedy_answers_are_those_of_the_reference(engine: Engine) -> None
 
 def as_gguf(folder: Path) -> Path:
     """The model in the only format that llama.cpp reads."""
-    raise NotImplementedError
+    convert = runpy.run_path(str(REPOSITORY / "plugins/fastchat-backend-llamacpp/tests/convert.py"))["convert"]
+    made = folder / "demo.gguf"
+    convert(weights(), made)
+    return made
 
 
 def _no_progress(stage: str, fraction: float | None = None) -> None: ...
