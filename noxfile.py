@@ -81,8 +81,9 @@ class Environment(NamedTuple):
 
 
 def editable(*backends: str) -> tuple[str, ...]:
-    """Arguments of pip for backends of this repository, which may have extras: ``hf[peft]``."""
-    return tuple(word for backend in backends for word in ("--editable", f"plugins/fastchat-backend-{backend}"))
+    """Arguments of pip for the product and backends of this repository, which may have extras: ``hf[peft]``."""
+    places = (".[testing]", *(f"plugins/fastchat-backend-{backend}" for backend in backends), DEMO)
+    return tuple(word for place in places for word in ("--editable", place))
 
 
 def options(*settings: str) -> tuple[str, ...]:
@@ -173,9 +174,9 @@ def engines(session: nox.Session, engine: str) -> None:
     """One engine for real: its backend's tests, the conformance kit, and the same greedy answers as the others."""
     wanted = ENGINES[engine]
     for arguments in wanted.installs:
-        session.install(*(("--editable", ".[testing]") if "--editable" in arguments else ()), *arguments, silent=False)
+        session.install(*arguments, silent=False)
     session.install("--editable", ".[testing]", *TEST_TOOLS)
-    session.install("--no-deps", *editable(*wanted.backends), "--editable", DEMO)
+    session.install("--no-deps", *editable(*wanted.backends))
     if wanted.removed:
         session.run("python", "-m", "pip", "uninstall", "--yes", *wanted.removed)
     if wanted.script:
