@@ -46,21 +46,11 @@ BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
 """They come as builds for CUDA, which this vLLM neither needs nor can import."""
 SGLANG = "sglang==0.5.23"
 SGLANG_NEEDS = (
-    *(
-        "IPython",
-        "aiohttp",
-        "anthropic",
-        "compressed-tensors==0.18.0",
-        "dill",
-        "distro",
-        "easydict",
-        "einops",
-        "fastapi",
-    ),
-    *("gguf", "interegular", "llguidance", "numpy", "openai-harmony==0.0.4", "openai==2.8.0", "orjson"),
+    *("IPython", "aiohttp", "anthropic", "compressed-tensors==0.18.0", "dill", "distro", "easydict", "einops"),
+    *("fastapi", "gguf", "interegular", "llguidance", "numpy", "openai-harmony==0.0.4", "openai==2.8.0", "orjson"),
     *("partial_json_parser", "pillow", "psutil", "pybase64", "pydantic", "python-dateutil<3", "python-multipart"),
-    *("pyzmq", "requests", "sentencepiece", "setproctitle", "tiktoken", "transformers==5.19.0", "triton", "watchfiles"),
-    *("xgrammar==0.2.7", "xxhash", "zstandard"),
+    *("pyzmq", "requests", "sentencepiece", "setproctitle", "tiktoken", "transformers==5.19.0", "triton"),
+    *("watchfiles", "xgrammar==0.2.7", "xxhash", "zstandard"),
 )
 """What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
 NEEDS_NO_PEER = {"--help", "disconnects", "hf", "overload", "startup", "streams"}
@@ -169,7 +159,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("engine", ENGINES)
+@nox.parametrize("engine", [nox.param(name, id=name) for name in ENGINES])
 def engines(session: nox.Session, engine: str) -> None:
     """One engine for real: its backend's tests, the conformance kit, and the same greedy answers as the others."""
     wanted = ENGINES[engine]
