@@ -50,15 +50,20 @@ def _command(process: psutil.Process) -> list[str]:
 
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """Processes and shared memory are as before afterwards."""
+    """The processes below this one are as before afterwards."""
 
-    def held() -> set[str]:
-        living = {str(child.pid) for child in psutil.Process().children(recursive=True) if child.is_running()}
-        return living | {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(("sem.", "sglang"))}
+    def living() -> set[int]:
+        return {child.pid for child in psutil.Process().children(recursive=True) if _alive(child)}
 
-    before = held()
+    before = living()
     yield
-    assert held() <= before
+    assert living() <= before
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.parametrize("victim", ["sglang::scheduler", "sglang::detokenizer", "fastchat_backend_sglang.host"])
@@ -133,12 +138,6 @@ async def test_the_server_leaves_and_its_hosts_follow(demo: Path, opened: Opened
     server.kill()
     await server.wait()
     await until(lambda: not any(_alive(process) for process in everyone))
-
-
-def _alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.mark.parametrize(
