@@ -9,6 +9,7 @@ from typing import Self
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from fastchat_serve import (
     Chunk,
@@ -31,6 +32,7 @@ from fastchat_serve.errors import (
     EngineProtocolError,
     Overloaded,
     ServeError,
+    StartupError,
     Unavailable,
 )
 from fastchat_serve.worker import local
@@ -692,3 +694,21 @@ async def test_tokens_come_from_the_engine() -> None:
         assert await worker.detokenize(ids) == "hé"
     with pytest.raises(Unavailable):
         await worker.tokenize(TextPrompt("x"))
+
+
+async def test_an_engine_without_what_it_declares_is_not_taken_into_service() -> None:
+    class Boasting(EchoEngine):
+        embed = None  # type: ignore[assignment]
+
+    worker = LocalWorker(Boasting(), names=("m",))
+    with pytest.raises(TypeError, match="does not have: embed"):
+        await worker.run()
+    assert worker.state is WorkerState.FAILED
+
+
+async def test_an_adapter_may_not_take_the_models_name() -> None:
+    engine = EchoEngine()
+    engine.info = replace(engine.info, adapters=("law", "m"))
+    worker = LocalWorker(engine, names=("m",))
+    with pytest.raises(StartupError, match="'m' is the name of the model and of one of its adapters"):
+        await worker.run()

@@ -32,7 +32,7 @@ from fastchat_serve.engine import (
     Tokenizes,
     missing_methods,
 )
-from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable, Unsupported
+from fastchat_serve.errors import EngineError, Overloaded, ServeError, StartupError, Unavailable, Unsupported
 from fastchat_serve.push import Pusher
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
 from fastchat_serve.worker.embed_job import EmbedJob
@@ -216,6 +216,8 @@ class LocalWorker:
                 raise TypeError(f"the engine's info is of type {type(engine.info).__name__}, not EngineInfo")
             if missing := missing_methods(engine):
                 raise TypeError(f"the engine declares what it does not have: {', '.join(missing)}")
+            if clash := set(self.names) & set(engine.info.adapters):
+                raise StartupError(f"{min(clash)!r} is the name of the model and of one of its adapters")
             yield engine
 
     async def _break_off(self) -> None:
