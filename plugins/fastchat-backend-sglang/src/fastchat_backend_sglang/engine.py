@@ -119,9 +119,9 @@ class SglangEngine:
             self._connection = await Connection.over(self._process.channel, FromHost, self._on_message, self._on_lost)
             self._connection.send(Open(self._setup.model, self._options))
             self._info = await self._opened
-        except BaseException:
+        except BaseException as error:
             self._closing = True
-            await self._end_process()
+            await self._end_process(_LEAVE_S if isinstance(error, StartupError) else 0.0)
             raise
         return self
 
@@ -256,6 +256,6 @@ class SglangEngine:
         if self._closing or self.fatal_error is not None:
             raise EngineError("The engine has stopped working.")
 
-    async def _end_process(self, patience_s: float = 0.0) -> None:
+    async def _end_process(self, patience_s: float) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._process.end, patience_s)

@@ -59,7 +59,7 @@ class HostProcess:
             theirs.close()
         self.pid = self._process.pid
 
-    def end(self, patience_s: float = 0.0) -> None:
+    def end(self, patience_s: float) -> None:
         """Let it leave by itself for as long, then kill what is left of it. Blocking. Idempotent."""
         if patience_s and self._wait(patience_s) is not None:
             self._let_others_leave()
