@@ -14,15 +14,14 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "fastchat_serve"
 
 FLOORS = {
-    "words": {"engine", "errors", "config", "configfile", "protocol", "policy"},
-    "plugins": {"__init__", "hookspecs", "plugins", "push", "text", "engines"},
+    "words": {"engine", "errors", "config", "configfile", "protocol", "policy", "draws"},
+    "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "checkpoint", "engines"},
     # The conformance kit drives engines through a real worker and dispatcher, so it stands on their floor; it is no
     # part of the product, and nothing imports it.
     "roles": {"worker", "controller", "watchdog", "testing"},
     "HTTP": {"routes"},
     "assembly": {
         "app",
-        "progress",
         "server",
         "connection",
         "cycle",
@@ -38,7 +37,7 @@ NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request",
 NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat"}
 ENGINE_LIBRARIES = {"torch", "transformers", "vllm", "sglang", "mlx", "mlx_lm", "accelerate", "safetensors"}
 SLOW_TO_IMPORT = {"numpy", "pydantic", "tokenizers"}
-PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.text"}
+PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.checkpoint", "fastchat_serve.text"}
 
 
 def module_name(path: Path) -> str:

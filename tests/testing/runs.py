@@ -18,7 +18,7 @@ import pytest
 from fastchat_serve.testing.report import Report
 from tests.testing.broken_engines import FAULTS
 
-__all__ = ["as_plugin", "kit", "read", "run_faults"]
+__all__ = ["HURRIED", "REPOSITORY", "kit", "pytest_in", "read", "run_faults"]
 
 REPOSITORY = Path(__file__).parents[2]
 KIT = "fastchat_serve.testing"
@@ -39,7 +39,11 @@ def as_plugin(folder: Path) -> dict[str, str]:
 def kit(folder: Path, *arguments: str, topics: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """``pytest --pyargs fastchat_serve.testing``, in a folder that has nothing."""
     modules = [f"{KIT}.test_{topic}" for topic in topics] or [KIT]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", *modules, *arguments]
+    return pytest_in(folder, "--pyargs", *modules, *arguments)
+
+
+def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=folder, env=as_plugin(folder), capture_output=True, text=True, timeout=300)
 
 

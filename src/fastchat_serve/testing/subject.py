@@ -42,7 +42,7 @@ from fastchat_serve.progress import LogProgress
 from fastchat_serve.push import Pusher
 from fastchat_serve.testing.answers import Answer, SinkOfAnswer, read_push, read_stream, vary
 from fastchat_serve.testing.marks import FORMS
-from fastchat_serve.testing.resources import Resources, settled
+from fastchat_serve.testing.resources import Resources, children, settled
 from fastchat_serve.testing.target import Target
 from fastchat_serve.text.tools import TOOL_PARSERS, ToolCallDelta
 from fastchat_serve.worker.base import WorkerState
@@ -97,6 +97,7 @@ class Subject:
         dispatcher: Around the worker; the model's name there is `MODEL`.
         notes: What the check that runs has measured.
         held: What was held after each engine that was `alone`.
+        others: Processes that were children of this one before any engine was.
         load_s, loaded_mb: What opening took, in time and memory of this process.
         last_info: `info`, or None if no engine was ever open.
     """
@@ -109,6 +110,7 @@ class Subject:
         self.target, self.settings = target, settings
         self.notes: list[str] = []
         self.held: list[Resources] = []
+        self.others = {child.pid for child in children()}
         self.load_s, self.loaded_mb = 0.0, 0
         self.last_info: EngineInfo | None = None
         self._runner = asyncio.Runner(loop_factory=_loop_factory())

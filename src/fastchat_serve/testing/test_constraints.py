@@ -121,6 +121,11 @@ KINDS: dict[Capability, tuple[Constraint, Callable[[str], object]]] = {
 }
 
 
+def constraints_of(subject: Subject) -> list[Constraint]:
+    """One of each kind that the engine declares, but for `JsonObject`, which has no end."""
+    return [constraint for capability, (constraint, _) in KINDS.items() if subject.can(capability)]
+
+
 async def test_each_keeps_to_its_own(subject: Subject) -> None:
     """Answers under different constraints, and one under none, run together and each keeps to its own."""
     kinds = [kind for capability, kind in KINDS.items() if subject.can(capability)]
