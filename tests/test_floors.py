@@ -70,6 +70,8 @@ def imports(path: Path, *, lazy: bool = True) -> Iterator[tuple[str, str | None]
                 yield from ((node.module or "", alias.name) for alias in node.names)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() if not lazy:
                 pass
+            case ast.If(test=ast.Name("TYPE_CHECKING")) if not lazy:
+                pass
             case _:
                 nodes.extend(ast.iter_child_nodes(node))  # type: ignore[arg-type]
 

@@ -4,9 +4,29 @@ Light on purpose: huggingface_hub is imported when an engine is opened.
 """
 
 from fastchat_backend_hf_inference.options import HfInferenceOptions
-from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
+from fastchat_serve import Capability, Engine, EngineSetup, RegisterEngine, hookimpl
 
-__all__ = ["HfInferenceOptions", "open_hf_inference", "register_engines"]
+__all__ = ["CAPABILITIES", "HfInferenceOptions", "open_hf_inference", "register_engines"]
+
+CAPABILITIES = frozenset(
+    {
+        Capability.GENERATE,
+        Capability.TEXT_PROMPT,
+        Capability.CHAT,
+        Capability.TOOLS,
+        Capability.TOOL_CALLS,
+        Capability.TOOL_CHOICE,
+        Capability.EMBED,
+        Capability.LOGPROBS,
+        Capability.TOP_K,
+        Capability.PENALTIES,
+        Capability.REPETITION_PENALTY,
+        Capability.LOGIT_BIAS,
+        Capability.SEED,
+        Capability.JSON_OBJECT,
+        Capability.JSON_SCHEMA,
+    }
+)
 
 
 def open_hf_inference(setup: EngineSetup) -> Engine:
@@ -18,4 +38,4 @@ def open_hf_inference(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("hf-inference", open_hf_inference, contract=1, options=HfInferenceOptions)
+    register("hf-inference", open_hf_inference, contract=1, options=HfInferenceOptions, capabilities=CAPABILITIES)

@@ -3,10 +3,15 @@
 Light on purpose: the engine is imported when it is opened.
 """
 
+from fastchat_backend_openai.dialects import DIALECTS, capabilities_of
 from fastchat_backend_openai.options import OpenAIOptions
-from fastchat_serve import Engine, EngineSetup, RegisterEngine, hookimpl
+from fastchat_serve import Capability, Engine, EngineSetup, RegisterEngine, hookimpl
 
-__all__ = ["OpenAIOptions", "open_openai", "register_engines"]
+__all__ = ["CAPABILITIES", "OpenAIOptions", "open_openai", "register_engines"]
+
+CAPABILITIES = frozenset[Capability]().union(
+    *(capabilities_of(dialect, ("chat", "completions", "embeddings"), ()) for dialect in DIALECTS.values())
+)
 
 
 def open_openai(setup: EngineSetup) -> Engine:
@@ -18,4 +23,4 @@ def open_openai(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("openai", open_openai, contract=1, options=OpenAIOptions)
+    register("openai", open_openai, contract=1, options=OpenAIOptions, capabilities=CAPABILITIES)
