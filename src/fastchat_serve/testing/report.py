@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -17,7 +18,7 @@ __all__ = ["Check", "Outcome", "Report"]
 
 Outcome = Literal["passed", "failed", "skipped"]
 
-_LOOKS = {"passed": "green", "failed": "bold red", "skipped": "dim"}
+_LOOKS = MappingProxyType({"passed": "green", "failed": "bold red", "skipped": "dim"})
 _NARROWEST = 100
 
 

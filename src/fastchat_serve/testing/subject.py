@@ -48,7 +48,7 @@ from fastchat_serve.text.tools import TOOL_PARSERS, ToolCallDelta
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
 
-__all__ = ["MODEL", "PROMPTS", "Settings", "Subject"]
+__all__ = ["MANY_BYTES", "MODEL", "POLL_S", "PROMPTS", "Settings", "Subject"]
 
 _T = TypeVar("_T")
 

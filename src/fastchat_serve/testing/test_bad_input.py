@@ -12,7 +12,7 @@ from fastchat_serve.testing.subject import Subject
 pytestmark = needs(Capability.GENERATE)
 
 HALF = "half \ud83d of a pair"
-NOT_IN_ANY_VOCABULARY = [-1, 2**31 - 1, 2**63]
+NOT_IN_ANY_VOCABULARY = (-1, 2**31 - 1, 2**63)
 
 
 async def serves_on(subject: Subject) -> None:

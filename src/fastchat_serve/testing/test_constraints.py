@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import msgspec
@@ -32,17 +33,19 @@ class Person(Struct, forbid_unknown_fields=True):
     awake: bool
 
 
-SCHEMA: Mapping[str, object] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 6},
-        "age": {"type": "integer", "minimum": 0, "maximum": 9},
-        "mood": {"enum": ["calm", "cross"]},
-        "awake": {"type": "boolean"},
-    },
-    "required": ["name", "age", "mood", "awake"],
-    "additionalProperties": False,
-}
+SCHEMA = JsonSchema(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 6},
+            "age": {"type": "integer", "minimum": 0, "maximum": 9},
+            "mood": {"enum": ["calm", "cross"]},
+            "awake": {"type": "boolean"},
+        },
+        "required": ["name", "age", "mood", "awake"],
+        "additionalProperties": False,
+    }
+)
 PATTERN = r"(red|green|blue)-[0-9]{2,4}"
 LETTERS = r"[あいう]{2,5}!"
 OPTIONS = ("yes", "no", "perhaps, but not today", "はい")
@@ -89,7 +92,7 @@ async def test_json_object(subject: Subject, form: str) -> None:
 @in_both_forms
 async def test_json_schema(subject: Subject, form: str) -> None:
     """With `JsonSchema` the answer is JSON that the schema allows: types, ranges, lengths, and nothing besides."""
-    await holds(subject, JsonSchema(SCHEMA), is_person, form)
+    await holds(subject, SCHEMA, is_person, form)
 
 
 @needs(Capability.REGEX)
@@ -113,12 +116,14 @@ async def test_grammar(subject: Subject, form: str) -> None:
     await holds(subject, Grammar(EBNF), re.compile(SENTENCES).fullmatch, form)
 
 
-KINDS: dict[Capability, tuple[Constraint, Callable[[str], object]]] = {
-    Capability.JSON_SCHEMA: (JsonSchema(SCHEMA), is_person),
-    Capability.REGEX: (Regex(PATTERN), re.compile(PATTERN).fullmatch),
-    Capability.GRAMMAR: (Grammar(EBNF), re.compile(SENTENCES).fullmatch),
-    Capability.CHOICE: (Choice(OPTIONS), OPTIONS.__contains__),
-}
+KINDS: Mapping[Capability, tuple[Constraint, Callable[[str], object]]] = MappingProxyType(
+    {
+        Capability.JSON_SCHEMA: (SCHEMA, is_person),
+        Capability.REGEX: (Regex(PATTERN), re.compile(PATTERN).fullmatch),
+        Capability.GRAMMAR: (Grammar(EBNF), re.compile(SENTENCES).fullmatch),
+        Capability.CHOICE: (Choice(OPTIONS), OPTIONS.__contains__),
+    }
+)
 
 
 def constraints_of(subject: Subject) -> list[Constraint]:
@@ -140,12 +145,14 @@ async def test_each_keeps_to_its_own(subject: Subject) -> None:
             assert is_within(answer.text), f"{answer.text!r} is not within {constraint}"
 
 
-IMPOSSIBLE: dict[Capability, Constraint] = {
-    Capability.JSON_SCHEMA: JsonSchema({"type": "no such type"}),
-    Capability.REGEX: Regex("(never closed"),
-    Capability.GRAMMAR: Grammar('root ::= "a" nowhere'),
-    Capability.CHOICE: Choice(()),
-}
+IMPOSSIBLE: Mapping[Capability, Constraint] = MappingProxyType(
+    {
+        Capability.JSON_SCHEMA: JsonSchema({"type": "no such type"}),
+        Capability.REGEX: Regex("(never closed"),
+        Capability.GRAMMAR: Grammar('root ::= "a" nowhere'),
+        Capability.CHOICE: Choice(()),
+    }
+)
 
 
 @pytest.mark.parametrize("capability", IMPOSSIBLE)

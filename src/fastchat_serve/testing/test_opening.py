@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from fastchat_serve.engine import CONTRACT, Capability, Engine, EngineInfo, EngineLoad, SamplingParams, missing_methods
 from fastchat_serve.testing.subject import Subject
 
-PROMPT_KINDS = {Capability.TEXT_PROMPT, Capability.TOKEN_PROMPT, Capability.CHAT}
+PROMPT_KINDS = frozenset({Capability.TEXT_PROMPT, Capability.TOKEN_PROMPT, Capability.CHAT})
 
-RESTS_ON = {
-    Capability.TOOLS: {Capability.CHAT},
-    Capability.TOOL_CALLS: {Capability.TOOLS},
-    Capability.TOOL_CHOICE: {Capability.TOOLS},
-    Capability.RENDER: {Capability.CHAT},
-    Capability.RESUME_GREEDY: {Capability.TOKEN_IDS},
-    Capability.RESUME_SAMPLED: {Capability.TOKEN_IDS, Capability.SEED},
-}
+RESTS_ON = MappingProxyType(
+    {
+        Capability.TOOLS: {Capability.CHAT},
+        Capability.TOOL_CALLS: {Capability.TOOLS},
+        Capability.TOOL_CHOICE: {Capability.TOOLS},
+        Capability.RENDER: {Capability.CHAT},
+        Capability.RESUME_GREEDY: {Capability.TOKEN_IDS},
+        Capability.RESUME_SAMPLED: {Capability.TOKEN_IDS, Capability.SEED},
+    }
+)
 """Who can resume must say which tokens there were; draws that are a function of (seed, position) are seeded."""
 
 

@@ -6,7 +6,8 @@ capability more. What *is* declared is skipped here, and proved elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import pytest
 
@@ -35,33 +36,35 @@ TOOL = ToolSpec("get_time")
 
 Ask = Callable[[Subject], GenerateRequest]
 
-NEEDING: dict[Capability, Ask] = {
-    Capability.GENERATE: lambda it: it.request(),
-    Capability.TEXT_PROMPT: lambda it: it.request(TextPrompt("Hello")),
-    Capability.TOKEN_PROMPT: lambda it: it.request(TokenPrompt((1, 2, 3))),
-    Capability.CHAT: lambda it: it.request(ChatPrompt(HELLO)),
-    Capability.TOOLS: lambda it: it.request(ChatPrompt(HELLO, tools=(TOOL,))),
-    Capability.TOOL_CHOICE: lambda it: it.request(ChatPrompt(HELLO, tools=(TOOL,), tool_choice="get_time")),
-    Capability.ECHO: lambda it: it.request(echo=True),
-    Capability.LOGPROBS: lambda it: it.request(logprobs=0),
-    Capability.PROMPT_LOGPROBS: lambda it: it.request(prompt_logprobs=0),
-    Capability.TOP_K: lambda it: it.request(top_k=5),
-    Capability.MIN_P: lambda it: it.request(min_p=0.1),
-    Capability.PENALTIES: lambda it: it.request(presence_penalty=0.5),
-    Capability.REPETITION_PENALTY: lambda it: it.request(repetition_penalty=1.1),
-    Capability.LOGIT_BIAS: lambda it: it.request(logit_bias={1: 1.0}),
-    Capability.MIN_TOKENS: lambda it: it.request(min_tokens=2),
-    Capability.STOP_TOKEN_IDS: lambda it: it.request(stop_token_ids=(1,)),
-    Capability.IGNORE_EOS: lambda it: it.request(ignore_eos=True),
-    Capability.RESUME_GREEDY: lambda it: it.request(resume_token_ids=(1,)),
-    Capability.RESUME_SAMPLED: lambda it: it.request(resume_token_ids=(1,), temperature=1.0),
-    Capability.JSON_OBJECT: lambda it: it.request(constraint=JsonObject()),
-    Capability.JSON_SCHEMA: lambda it: it.request(constraint=JsonSchema({"type": "object"})),
-    Capability.REGEX: lambda it: it.request(constraint=Regex("a+")),
-    Capability.GRAMMAR: lambda it: it.request(constraint=Grammar('root ::= "a"')),
-    Capability.CHOICE: lambda it: it.request(constraint=Choice(("a", "b"))),
-    Capability.ADAPTERS: lambda it: it.request(adapter="any"),
-}
+NEEDING: Mapping[Capability, Ask] = MappingProxyType(
+    {
+        Capability.GENERATE: lambda it: it.request(),
+        Capability.TEXT_PROMPT: lambda it: it.request(TextPrompt("Hello")),
+        Capability.TOKEN_PROMPT: lambda it: it.request(TokenPrompt((1, 2, 3))),
+        Capability.CHAT: lambda it: it.request(ChatPrompt(HELLO)),
+        Capability.TOOLS: lambda it: it.request(ChatPrompt(HELLO, tools=(TOOL,))),
+        Capability.TOOL_CHOICE: lambda it: it.request(ChatPrompt(HELLO, tools=(TOOL,), tool_choice="get_time")),
+        Capability.ECHO: lambda it: it.request(echo=True),
+        Capability.LOGPROBS: lambda it: it.request(logprobs=0),
+        Capability.PROMPT_LOGPROBS: lambda it: it.request(prompt_logprobs=0),
+        Capability.TOP_K: lambda it: it.request(top_k=5),
+        Capability.MIN_P: lambda it: it.request(min_p=0.1),
+        Capability.PENALTIES: lambda it: it.request(presence_penalty=0.5),
+        Capability.REPETITION_PENALTY: lambda it: it.request(repetition_penalty=1.1),
+        Capability.LOGIT_BIAS: lambda it: it.request(logit_bias={1: 1.0}),
+        Capability.MIN_TOKENS: lambda it: it.request(min_tokens=2),
+        Capability.STOP_TOKEN_IDS: lambda it: it.request(stop_token_ids=(1,)),
+        Capability.IGNORE_EOS: lambda it: it.request(ignore_eos=True),
+        Capability.RESUME_GREEDY: lambda it: it.request(resume_token_ids=(1,)),
+        Capability.RESUME_SAMPLED: lambda it: it.request(resume_token_ids=(1,), temperature=1.0),
+        Capability.JSON_OBJECT: lambda it: it.request(constraint=JsonObject()),
+        Capability.JSON_SCHEMA: lambda it: it.request(constraint=JsonSchema({"type": "object"})),
+        Capability.REGEX: lambda it: it.request(constraint=Regex("a+")),
+        Capability.GRAMMAR: lambda it: it.request(constraint=Grammar('root ::= "a"')),
+        Capability.CHOICE: lambda it: it.request(constraint=Choice(("a", "b"))),
+        Capability.ADAPTERS: lambda it: it.request(adapter="any"),
+    }
+)
 """A request for everything that a request can need."""
 
 
