@@ -82,7 +82,8 @@ async def test_penalties_are_taken(subject: Subject, penalty: str) -> None:
 async def test_penalties_turn_to_other_tokens(subject: Subject, presence: float, frequency: float) -> None:
     """Where a token of the answer leads by less than its penalty, the next best is drawn instead."""
     for prompt in PROMPTS:
-        plain = await subject.answer(subject.request(prompt, logprobs=5, max_tokens=3 * subject.settings.tokens))
+        long = {"max_tokens": 4 * subject.settings.tokens, "ignore_eos": subject.can(Capability.IGNORE_EOS)}
+        plain = await subject.answer(subject.request(prompt, logprobs=5, **long))
         position = first_turn(plain, presence, frequency)
         if position is not None:
             penalised = await subject.answer(
