@@ -1,7 +1,7 @@
 """An engine with a model of its own, small enough to read: it has every capability, and keeps the whole contract.
 
 Its tokens are bytes, so that every long character is cut, and it draws them from a handful of candidates that depend on
-what was said last. `broken_engines.py` takes it apart.
+what was said last. `planted/` takes it apart.
 """
 
 from __future__ import annotations
