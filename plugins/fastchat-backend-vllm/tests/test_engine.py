@@ -20,6 +20,7 @@ from fastchat_serve import (
     Choice,
     Constraint,
     ContextOverflow,
+    EngineError,
     GenerateRequest,
     Grammar,
     InvalidRequest,
@@ -132,23 +133,31 @@ async def test_scores_of_the_prompt_come_with_the_first_chunk(engine: VllmEngine
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 7, 11, 12, 13])
-async def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(engine: VllmEngine, kept: int) -> None:
-    whole = await answer(engine, asking(CAPITAL, max_tokens=40, repetition_penalty=1.05, stop=("zzz",)))
+@pytest.mark.parametrize(
+    "fields", [{}, {"frequency_penalty": 0.3}, {"constraint": Regex("The [a-z]+ of [A-Z][a-z]+ is [A-Z][a-z]+[.]")}]
+)
+async def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(
+    engine: VllmEngine, kept: int, fields: dict[str, Any]
+) -> None:
+    fields = {"max_tokens": 40, "repetition_penalty": 1.05, "stop": ("zzz",), "logprobs": 1} | fields
+    whole = await answer(engine, asking(CAPITAL, **fields))
     delivered = "".join(chunk.text for chunk in whole.chunks[:kept])
 
-    rest = await answer(
-        engine,
-        asking(
-            CAPITAL, max_tokens=40, repetition_penalty=1.05, stop=("zzz",), resume_token_ids=tuple(whole.ids[:kept])
-        ),
-    )
+    rest = await answer(engine, asking(CAPITAL, resume_token_ids=tuple(whole.ids[:kept]), **fields))
 
+    assert len([entry for chunk in rest.chunks for entry in chunk.logprobs or ()]) == len(rest.ids)
     assert whole.ids[:kept] + rest.ids == whole.ids
     assert delivered + rest.text == whole.text
     assert (rest.last.finish_reason, rest.last.stop_match) == (whole.last.finish_reason, whole.last.stop_match)
     assert rest.last.usage is not None
     assert whole.last.usage is not None
     assert rest.last.usage.completion_tokens == whole.last.usage.completion_tokens
+
+
+async def test_what_cannot_have_been_drawn_here_cannot_be_resumed_under_a_constraint(engine: VllmEngine) -> None:
+    with pytest.raises(EngineError, match="other tokens"):
+        await answer(engine, asking(CAPITAL, resume_token_ids=(5, 6), constraint=Choice(("yes", "no"))))
+    await until(lambda: engine._llm.get_num_unfinished_requests() == 0)
 
 
 async def test_equal_seeds_draw_equal_answers_and_others_do_not(engine: VllmEngine) -> None:

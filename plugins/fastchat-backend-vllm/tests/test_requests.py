@@ -9,7 +9,7 @@ import pytest
 from vllm_answers import asking
 
 from fastchat_backend_vllm.constraints import structured_outputs
-from fastchat_backend_vllm.sampling import cache_salt, sampling_arguments
+from fastchat_backend_vllm.sampling import cache_salt, is_replayed, sampling_arguments
 from fastchat_serve import (
     Choice,
     Constraint,
@@ -18,7 +18,6 @@ from fastchat_serve import (
     JsonObject,
     JsonSchema,
     Regex,
-    Unsupported,
 )
 
 
@@ -33,16 +32,15 @@ def test_what_was_delivered_counts_towards_both_limits() -> None:
     assert sampling_arguments(request, limit=8).items() >= {("max_tokens", 5), ("min_tokens", 2)}
 
 
-@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
-def test_an_answer_with_penalties_over_it_cannot_be_resumed(penalty: str) -> None:
-    with pytest.raises(Unsupported) as refusal:
-        sampling_arguments(asking(resume_token_ids=(1,), **{penalty: 0.5}), limit=8)
-    assert refusal.value.param == penalty
+@pytest.mark.parametrize(
+    "fields", [{"presence_penalty": 0.5}, {"frequency_penalty": -0.5}, {"constraint": JsonObject()}]
+)
+def test_where_it_matters_what_was_drawn_an_answer_is_resumed_from_its_beginning(fields: dict[str, Any]) -> None:
+    request = asking(resume_token_ids=(1, 2), max_tokens=8, **fields)
 
-
-def test_an_answer_under_a_constraint_cannot_be_resumed() -> None:
-    with pytest.raises(Unsupported):
-        sampling_arguments(asking(resume_token_ids=(1,), constraint=JsonObject()), limit=8)
+    assert is_replayed(request)
+    assert sampling_arguments(request, limit=8)["max_tokens"] == 8
+    assert not is_replayed(asking(**fields))
 
 
 @pytest.mark.parametrize("field", [{"ignore_eos": True}, {"min_tokens": 3}])

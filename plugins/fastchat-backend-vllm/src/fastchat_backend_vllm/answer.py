@@ -24,6 +24,9 @@ from fastchat_serve.text import AnswerText, Vocabulary
 __all__ = ["Answer"]
 
 
+_DIVERGED = "The answer cannot be resumed here: this engine draws other tokens than those that were delivered."
+
+
 class Entry(Protocol):
     """One of vLLM's log-probabilities."""
 
@@ -52,10 +55,11 @@ class Answer:
         limit: int,
         end_ids: frozenset[int],
         echo: PromptEcho | None,
+        replayed: bool,
     ) -> None:
         """`limit` is the most tokens of the answer, `end_ids` are those that end it; `echo` goes into the first chunk.
 
-        `text` has not seen the request's `resume_token_ids`.
+        `text` has not seen the request's `resume_token_ids`; with `replayed`, vLLM draws them once more.
         """
         self.finish_reason: FinishReason | None = None
         self.begun = False
@@ -64,6 +68,7 @@ class Answer:
         self._cached = 0
         resumed = request.resume_token_ids
         self.count = len(resumed)
+        self._again = list(resumed) if replayed else []
         self._stop_id = resumed[-1] if resumed and resumed[-1] in end_ids else None
         text.resume(resumed if self._stop_id is None else resumed[:-1])
         if self._stop_id is not None or text.matched is not None:
@@ -81,8 +86,8 @@ class Answer:
         self._score(prompt_logprobs)
         return self._last("", (), None)
 
-    def take(self, output: Any) -> Chunk:
-        """What vLLM's `output` adds, as one chunk. Raises `ServeError` if vLLM gave the answer up."""
+    def take(self, output: Any) -> Chunk | None:
+        """What vLLM's `output` adds, None if that is known. Raises `ServeError` if vLLM gave the answer up."""
         (new,) = output.outputs
         if new.finish_reason in ("abort", "error"):
             raise self._given_up(new.finish_reason)
@@ -90,7 +95,12 @@ class Answer:
             self.begun = True
             self._cached = min(output.num_cached_tokens or 0, len(self._prompt))
             self._score(output.prompt_logprobs)
-        ids: Sequence[int] = new.token_ids
+        known = self._replay(new.token_ids)
+        ids: Sequence[int] = new.token_ids[known:]
+        if known and not ids:
+            if new.finish_reason is not None:
+                raise EngineError(_DIVERGED)
+            return None
         if new.finish_reason == "stop":
             self._stop_id = new.stop_reason if new.stop_reason is not None else ids[-1]
         text, used = "", 0
@@ -102,7 +112,7 @@ class Answer:
                 break  # what was drawn after a stop string is nobody's
         self.count += used
         drawn = tuple(ids[:used])
-        logprobs = self._logprobs(new.logprobs, used)
+        logprobs = self._logprobs((new.logprobs or ())[known:], used)
         if self._text.matched is not None or new.finish_reason == "stop":
             self.finish_reason = "stop"
         elif new.finish_reason is not None:
@@ -110,6 +120,14 @@ class Answer:
         if self.finish_reason is not None:
             return self._last(text, drawn, logprobs)
         return Chunk(text=text, token_ids=drawn, logprobs=logprobs, prompt=self._take_echo())
+
+    def _replay(self, ids: Sequence[int]) -> int:
+        """How many of these tokens an earlier run has delivered."""
+        known = min(len(ids), len(self._again))
+        if list(ids[:known]) != self._again[:known]:
+            raise EngineError(_DIVERGED)
+        del self._again[:known]
+        return known
 
     def _last(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...] | None) -> Chunk:
         if self._text.matched is None:
@@ -130,7 +148,7 @@ class Answer:
         wanted = self._request.logprobs
         if wanted is None:
             return None
-        return tuple(self._logprob(entry, wanted) for entry in (entries or ())[:used])
+        return tuple(self._logprob(entry, wanted) for entry in entries[:used])
 
     def _logprob(self, entries: Mapping[int, Entry], count: int) -> TokenLogprob:
         """vLLM's `entries` begin with the token itself; then come the `count` most likely, which may include it."""

@@ -134,7 +134,7 @@ class VllmEngine:
             if stream.answer is not None and stream.answer.begun:
                 begun += 1
                 held += stream.answer.tokens_held
-        cache = self._loaded.cache_tokens
+        cache = 0 if self._model is None else self._model.cache_tokens
         return EngineLoad(
             running=begun + self._embedding,
             waiting=len(self._streams) - begun,

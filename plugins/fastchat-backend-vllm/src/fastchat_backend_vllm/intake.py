@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from fastchat_backend_vllm.answer import Answer
 from fastchat_backend_vllm.constraints import structured_outputs
-from fastchat_backend_vllm.sampling import cache_salt, sampling_arguments
+from fastchat_backend_vllm.sampling import cache_salt, is_replayed, sampling_arguments
 from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, Regex
 from fastchat_serve.text import AnswerText, Prompts, Vocabulary, check_text
 
@@ -66,6 +66,7 @@ class Intake:
             limit=limit,
             end_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids),
             echo=prepared.echo,
+            replayed=is_replayed(request),
         )
         scores = request.prompt_logprobs is not None and not request.resume_token_ids
         only_scores = scores and answer.finish_reason is not None
@@ -79,11 +80,10 @@ class Intake:
             params = SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA, skip_clone=True)
             if request.constraint is not None:
                 params.structured_outputs = _structured_outputs(request.constraint)
+            delivered = () if is_replayed(request) else request.resume_token_ids
             return self._processor.process_inputs(
                 request.id,
-                tokens_input(
-                    [*prompt, *request.resume_token_ids], cache_salt=cache_salt(request.tenant, request.adapter)
-                ),
+                tokens_input([*prompt, *delivered], cache_salt=cache_salt(request.tenant, request.adapter)),
                 params,
                 self._tasks,
                 lora_request=None if request.adapter is None else self._adapters[request.adapter],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastchat_serve import GenerateRequest, InvalidRequest, Unsupported
+from fastchat_serve import GenerateRequest, InvalidRequest
 
-__all__ = ["cache_salt", "sampling_arguments"]
+__all__ = ["cache_salt", "is_replayed", "sampling_arguments"]
 
 _LEAST_TOP_P = 1e-6
 """vLLM takes no 0, which means: the most likely token alone."""
@@ -17,9 +17,8 @@ def sampling_arguments(request: GenerateRequest, *, limit: int) -> dict[str, Any
 
     Raises `InvalidRequest` for what vLLM cannot honour.
     """
-    params, resumed = request.sampling, len(request.resume_token_ids)
-    if resumed:
-        _check_resumed(request)
+    params = request.sampling
+    before = 0 if is_replayed(request) else len(request.resume_token_ids)
     if request.constraint is not None:
         _check_constrained(request)
     return {
@@ -32,28 +31,30 @@ def sampling_arguments(request: GenerateRequest, *, limit: int) -> dict[str, Any
         "frequency_penalty": params.frequency_penalty,
         "logit_bias": dict(params.logit_bias) if params.logit_bias else None,
         "seed": params.seed & (2**63 - 1),  # vLLM takes no more bits, and -1 for no seed at all
-        "max_tokens": max(limit - resumed, 1),
-        "min_tokens": max(min(params.min_tokens, limit) - resumed, 0),
+        "max_tokens": max(limit - before, 1),
+        "min_tokens": max(min(params.min_tokens, limit) - before, 0),
         "stop_token_ids": list(params.stop_token_ids),
         "ignore_eos": params.ignore_eos,
         "logprobs": request.logprobs,
-        "prompt_logprobs": None if resumed else request.prompt_logprobs,
+        "prompt_logprobs": None if request.resume_token_ids else request.prompt_logprobs,
         "detokenize": False,
     }
+
+
+def is_replayed(request: GenerateRequest) -> bool:
+    """Whether a resumed answer is drawn anew from its beginning.
+
+    vLLM takes what was delivered for a part of the prompt. Where it matters that it is not, the same tokens are drawn
+    once more, and not sent: it is greedy answers that are resumed, so they are the same.
+    """
+    params = request.sampling
+    counts = request.constraint is not None or params.presence_penalty or params.frequency_penalty
+    return bool(request.resume_token_ids and counts)
 
 
 def cache_salt(tenant: str, adapter: str | None = None) -> str:
     """What vLLM's prefix cache keeps apart: nobody finds, or times, what another client's requests left there."""
     return f"{tenant}\n{adapter or ''}"
-
-
-def _check_resumed(request: GenerateRequest) -> None:
-    """To vLLM, what was delivered before belongs to the prompt."""
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request.sampling, name):
-            raise Unsupported(f"vLLM cannot resume an answer with a {name}.", param=name)
-    if request.constraint is not None:
-        raise Unsupported("vLLM cannot resume an answer under a constraint.")
 
 
 def _check_constrained(request: GenerateRequest) -> None:

@@ -59,7 +59,8 @@ class Stream:
             self.fail(as_serve_error(error, self._id))
         else:
             self.done = output.finished
-            self.push(chunk)
+            if chunk is not None:
+                self.push(chunk)
 
     def push(self, chunk: Chunk) -> None:
         self._sink.push(chunk)
