@@ -120,7 +120,7 @@ ENGINES = {
         script=("plugins/fastchat-backend-llamacpp/tests/convert.py", ".nox/demo.gguf"),
         tests=(*tests_of("llamacpp"), PARITY),
         kit=(
-            *("llamacpp", "--model", ".nox/demo.gguf"),
+            *("llamacpp", "--model", str(Path(".nox/demo.gguf").absolute())),
             *options("embeddings=true", "cache_type_k=f32", "cache_type_v=f32"),
         ),
     ),
@@ -173,6 +173,7 @@ def engines(session: nox.Session, engine: str) -> None:
         session.run("python", *wanted.script)
     session.run("pytest", *wanted.tests, *session.posargs, env=OFFLINE)
     if wanted.kit:
+        session.chdir(session.create_tmp())  # as its users run it: without the settings of this repository
         session.run("pytest", "--pyargs", "fastchat_serve.testing", "--backend", *wanted.kit, env=OFFLINE)
 
 

@@ -73,8 +73,11 @@ def test_s14_keys_are_compared_in_one_place_and_in_constant_time():
     revealing = {file for file, node in nodes(ast.Attribute) if node.attr == "reveal"}
 
     assert comparing == {"src/fastchat_serve/routes/auth.py"}
-    # What hashes them for that, what checks their form at start-up, and the client that sends its own.
+    # What hashes them for that, what checks their form at start-up, and the clients that send their own.
     assert revealing == {
+        "plugins/fastchat-backend-hf-inference/src/fastchat_backend_hf_inference/place.py",
+        "plugins/fastchat-backend-openai/src/fastchat_backend_openai/engine.py",
+        "plugins/fastchat-backend-openai/src/fastchat_backend_openai/options.py",
         "src/fastchat_serve/app.py",
         "src/fastchat_serve/configfile/rules.py",
         "src/fastchat_serve/commands/client.py",
@@ -100,7 +103,8 @@ def test_s23_no_client_of_ours_follows_a_redirect():
 
 
 OPERATORS_TEXT = re.compile(
-    r"fastchat_serve/(configfile|commands|config\.py)|fastchat_backend_hf/(options|devices|checkpoint)"
+    r"fastchat_serve/(configfile|commands|config\.py|checkpoint|testing)"
+    r"|fastchat_backend_\w+/(options|devices|checkpoint|files|loading|lora|arguments)"
 )
 """Files whose patterns see a config or a command line, never a request."""
 FUNCTIONS = {f"re.{name}" for name in ("compile", "match", "search", "fullmatch", "sub", "split", "findall")}

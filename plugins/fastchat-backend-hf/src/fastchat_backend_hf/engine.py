@@ -140,7 +140,7 @@ class HfEngine:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        texts = await self._off_loop(is_slow(request), partial(self._loaded.prompts.texts, request))
+        texts = await self._off_loop(is_slow(request), partial(self._loaded.prompts.inputs, request))
         if self.fatal_error is not None:
             raise self._dead()
         job = EmbedJob(texts)
@@ -167,6 +167,10 @@ class HfEngine:
             return EngineLoad(running=len(self._jobs))
         running = min(generation.running, len(self._streams))
         return EngineLoad(running, len(self._streams) - running, generation.used_fraction)
+
+    def die(self) -> None:
+        """Break for good, as a lost device would: for the conformance kit, which proves what happens then."""
+        self._stepper.die(RuntimeError("the engine was told to die"))
 
     # ---------------------------------------------------------------------- on the preparing threads
 

@@ -26,8 +26,8 @@ from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.scheduler import Scheduler
 from fastchat_backend_hf.scoring import end_scoring, score_block
 from fastchat_backend_hf.sequences import Stream, TokenSequence
-from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
+from fastchat_serve.text import Vocabulary
 
 __all__ = ["Generation", "News"]
 
@@ -284,7 +284,7 @@ class Generation:
     def _chunk(self, sequence: TokenSequence, draw: Draw) -> Chunk:
         if draw.token is None:
             raise EngineError("The model's output for this request is not a number (NaN or infinite).")
-        logprob = None if draw.alternatives is None else self._vocabulary.logprob(draw.token, draw.alternatives)
+        logprob = None if draw.alternatives is None else draw.alternatives.of(draw.token, self._vocabulary)
         return sequence.accept(draw.token, logprob)
 
     def _remove(self, sequence: TokenSequence) -> None:

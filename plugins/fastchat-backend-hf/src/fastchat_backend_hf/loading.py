@@ -31,10 +31,9 @@ from fastchat_backend_hf.options import HfOptions
 from fastchat_backend_hf.pooling import read_max_length, read_pooling
 from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.remarks import remarks
-from fastchat_backend_hf.vocabulary import Vocabulary
 from fastchat_backend_hf.weights import load_weights
 from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate, Constraints
+from fastchat_serve.text import ChatTemplate, Constraints, Vocabulary
 
 __all__ = ["LoadedModel", "load"]
 

@@ -1,33 +1,19 @@
-"""From a request to token ids, checked against what the model can take. Runs on threads of its own."""
+"""From a request to the sequence to be generated, checked against what the model can take. Runs on its own threads."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-
-from tokenizers import Encoding
 
 from fastchat_backend_hf.sequences import Stream, TokenSequence
-from fastchat_backend_hf.vocabulary import Vocabulary
-from fastchat_serve import (
-    ChatPrompt,
-    ContextOverflow,
-    EmbedRequest,
-    EngineError,
-    GenerateRequest,
-    InvalidRequest,
-    PromptEcho,
-    TextPrompt,
-    TokenPrompt,
-    Unsupported,
-)
-from fastchat_serve.text import AnswerText, ChatTemplate, Constraints, Matcher
+from fastchat_serve import ChatPrompt, EngineError, GenerateRequest, InvalidRequest, Unsupported
+from fastchat_serve.text import AnswerText, ChatTemplate, Constraints, Matcher, Vocabulary
+from fastchat_serve.text import Prompts as PlainPrompts
 
 __all__ = ["Prompts"]
 
 
-class Prompts:
-    """Renders, tokenises and checks."""
+class Prompts(PlainPrompts):
+    """Renders, tokenises and checks, and makes the sequence of an answer."""
 
     def __init__(
         self,
@@ -45,28 +31,21 @@ class Prompts:
         `constraints` None: no answer can be constrained. `answers_go_on`: an answer's text continues the prompt's;
         that of an encoder-decoder begins anew.
         """
-        self._vocabulary, self._template, self._constraints = vocabulary, template, constraints
-        self._tokenizer = vocabulary.tokenizer
-        self._context_length, self._end_ids, self._empty_prompt_id = context_length, end_ids, empty_prompt_id
-        self._answers_go_on = answers_go_on
+        super().__init__(vocabulary, template, context_length=context_length, empty_prompt_id=empty_prompt_id)
+        self._tokenizer, self._constraints = vocabulary.tokenizer, constraints
+        self._end_ids, self._answers_go_on = end_ids, answers_go_on
         self._arrivals = itertools.count()
 
     def sequence(self, request: GenerateRequest, stream: Stream, accepted: float) -> TokenSequence:
         """The answer to make for `request`, `accepted` at that `time.monotonic`. Raises `InvalidRequest`."""
-        text, prompt = self._text_and_ids(request.prompt)
-        params = request.sampling
-        for name, ids in (
-            ("logit_bias", params.logit_bias or ()),
-            ("stop_token_ids", params.stop_token_ids),
-            ("resume_token_ids", request.resume_token_ids),
-        ):
-            self._check_ids(name, ids)
+        prepared, params = self.prepare(request), request.sampling
+        prompt = list(prepared.token_ids)
         constraint = self._constraint(request)
         sequence = TokenSequence(
             request,
             stream,
             prompt=prompt,
-            limit=self._limit(request, len(prompt)),
+            limit=prepared.limit,
             order=(request.priority, next(self._arrivals)),
             deadline=None if request.timeout_s is None else accepted + request.timeout_s,
             stop_ids=self._stop_ids(request),
@@ -75,87 +54,8 @@ class Prompts:
             mask=None if constraint is None or self._constraints is None else self._constraints.masks(1)[0],
         )
         sequence.write_mask()
-        if (request.echo or request.prompt_logprobs is not None) and not request.resume_token_ids:
-            sequence.echo = PromptEcho(self.text(prompt) if text is None else text, tuple(prompt))
+        sequence.echo = prepared.echo
         return sequence
-
-    def token_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> list[int]:
-        """The prompt as the model reads it. Raises `InvalidRequest`."""
-        return self._text_and_ids(prompt)[1]
-
-    def texts(self, request: EmbedRequest) -> list[list[int]]:
-        """The inputs as the model reads them. Raises `InvalidRequest`."""
-        return [self._input(prompt, number, request.truncate) for number, prompt in enumerate(request.inputs)]
-
-    def render(self, prompt: ChatPrompt) -> str:
-        """The conversation as text. Raises `InvalidRequest`."""
-        if self._template is None:
-            raise Unsupported("This model has no chat template, so it cannot chat.", param="messages")
-        return self._template.render(prompt)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """What the tokens say, special ones included."""
-        (text,) = self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=False)
-        return text
-
-    def _text_and_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, TokenPrompt):
-            self._check_ids("prompt", prompt.token_ids)
-            text, ids = None, list(prompt.token_ids)
-        elif isinstance(prompt, ChatPrompt):
-            text = self.render(prompt)
-            ids = self._encode(text, "messages", special=False)  # the template writes them
-        else:
-            text = prompt.text
-            ids = self._encode(text, "prompt", special=True)
-            if not ids and self._empty_prompt_id is not None:
-                ids = [self._empty_prompt_id]
-        if not ids:
-            raise InvalidRequest("The prompt has no tokens. Give at least one.", param="prompt")
-        return text, ids
-
-    def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
-        fewest = len(text) // self._vocabulary.longest_token
-        if fewest > self._context_length:  # so long that it need not be read
-            raise ContextOverflow(limit=self._context_length, prompt_tokens=fewest, param=param)
-        _check_text(text, param)
-        return self._encoding(text, special=special).ids
-
-    def _encoding(self, text: str, *, special: bool) -> Encoding:
-        """As a batch of one, for which the tokenizer lets other threads run; a single text it encodes alone."""
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
-        return encoding
-
-    def _input(self, prompt: TextPrompt | TokenPrompt, number: int, truncate: bool) -> list[int]:
-        """One text to embed."""
-        limit = self._context_length
-        if isinstance(prompt, TokenPrompt):
-            self._check_ids("input", prompt.token_ids)
-            ids = list(prompt.token_ids)[: limit if truncate else None]
-        elif truncate:
-            _check_text(prompt.text, "input")
-            encoding = self._encoding(prompt.text[: limit * self._vocabulary.longest_token], special=False)
-            encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
-            ids = self._tokenizer.post_process(encoding, None, True).ids
-        else:
-            ids = self._encode(prompt.text, "input", special=True)
-        if not ids:
-            raise InvalidRequest(f"Input {number} has no tokens. Give at least one.", param="input")
-        if len(ids) > limit:
-            raise ContextOverflow(limit=limit, prompt_tokens=len(ids), param="input")
-        return ids
-
-    def _limit(self, request: GenerateRequest, prompt_tokens: int) -> int:
-        """Tokens of the whole answer."""
-        room = self._context_length - prompt_tokens
-        wanted = request.sampling.max_tokens
-        least = 1 if wanted is None else wanted
-        if room < least:
-            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
-            raise ContextOverflow(
-                limit=self._context_length, prompt_tokens=prompt_tokens, max_tokens=least, param=param
-            )
-        return room if wanted is None else wanted
 
     def _stop_ids(self, request: GenerateRequest) -> frozenset[int]:
         own = frozenset(request.sampling.stop_token_ids)
@@ -185,16 +85,3 @@ class Prompts:
             return self._constraints.compile_call(prompt, tenant=request.tenant)
         assert constraint is not None
         return self._constraints.compile(constraint, tenant=request.tenant)
-
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
-        for id in ids:
-            if not 0 <= id < self._vocabulary.size:
-                raise InvalidRequest(f"Token id {id} is none of this model's {self._vocabulary.size}.", param=name)
-
-
-def _check_text(text: str, param: str) -> None:
-    """Python's strings can hold half of a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"The text has a lone surrogate at position {error.start}.", param=param) from error

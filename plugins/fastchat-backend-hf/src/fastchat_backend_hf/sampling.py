@@ -22,7 +22,8 @@ from torch import Tensor
 from fastchat_backend_hf.masks import forbid
 from fastchat_backend_hf.penalties import LEAST_DIVISOR, Penalties
 from fastchat_backend_hf.sequences import TokenSequence
-from fastchat_serve import SamplingParams
+from fastchat_serve import SamplingParams, TokenLogprob
+from fastchat_serve.text import Vocabulary
 
 __all__ = ["Alternatives", "Draw", "Sampler", "raw_logprobs", "uniforms"]
 
@@ -38,6 +39,10 @@ class Alternatives(NamedTuple):
     chosen: float
     ids: list[int]
     logprobs: list[float]
+
+    def of(self, token: int, vocabulary: Vocabulary) -> TokenLogprob:
+        """As the contract reports them for the chosen `token`."""
+        return vocabulary.logprob(token, self.chosen, zip(self.ids, self.logprobs, strict=True))
 
 
 class Draw(NamedTuple):

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from fastchat_backend_hf.runners import Runner
 from fastchat_backend_hf.sampling import raw_logprobs
 from fastchat_backend_hf.sequences import TokenSequence
-from fastchat_backend_hf.vocabulary import Vocabulary
+from fastchat_serve.text import Vocabulary
 
 __all__ = ["end_scoring", "score_block"]
 
@@ -23,7 +23,7 @@ def score_block(runner: Runner, vocabulary: Vocabulary, sequence: TokenSequence,
         tokens = torch.tensor(predicted, device=logits.device)
         counts = [sequence.request.prompt_logprobs or 0] * len(predicted)
         found = raw_logprobs(logits.float().log_softmax(-1), tokens, counts)
-        sequence.prompt_logprobs += [*map(vocabulary.logprob, predicted, found)]
+        sequence.prompt_logprobs += [entry.of(token, vocabulary) for token, entry in zip(predicted, found, strict=True)]
     except Exception:
         sequence.reading.done = before  # to be read again: nothing of it is noted
         raise
@@ -32,6 +32,6 @@ def score_block(runner: Runner, vocabulary: Vocabulary, sequence: TokenSequence,
 def end_scoring(vocabulary: Vocabulary, sequence: TokenSequence) -> None:
     """The prompt is read: what was noted goes out with the first chunk."""
     assert sequence.echo is not None
-    first = vocabulary.unpredicted(sequence.prompt[0])
+    first = vocabulary.logprob(sequence.prompt[0], None)
     sequence.echo = replace(sequence.echo, logprobs=(first, *sequence.prompt_logprobs))
     sequence.scored = True

@@ -36,7 +36,7 @@ class Stepper:
     ) -> None:
         self._generation, self._embedder = generation, embedder
         self._deliver, self._died = deliver, died
-        self._inbox: queue.SimpleQueue[TokenSequence | EmbedJob | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[TokenSequence | EmbedJob | BaseException | None] = queue.SimpleQueue()
         self._jobs: deque[EmbedJob] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="fastchat-hf-engine", daemon=True)
@@ -50,6 +50,10 @@ class Stepper:
     def wake(self) -> None:
         """Look at the streams again: one was aborted."""
         self._inbox.put(None)
+
+    def die(self, error: BaseException) -> None:
+        """Raise `error` on the engine's thread, as if a step had."""
+        self._inbox.put(error)
 
     def stop(self) -> None:
         """End after the step under way."""
@@ -89,6 +93,8 @@ class Stepper:
         while idle or not self._inbox.empty():
             work = self._inbox.get()
             idle = False
+            if isinstance(work, BaseException):
+                raise work
             if isinstance(work, EmbedJob):
                 self._jobs.append(work)
             elif work is not None and self._generation is not None:

@@ -36,11 +36,11 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_MESSAGE_CHARS = 500
 
 _PRIVATE = re.compile(
-    r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+"  # URLs
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # IPv4 addresses
-    r"|\[[0-9a-fA-F:]+\](?::\d+)?"  # IPv6 addresses
+    r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}+://[^\s'\"<>]+"  # URLs
+    r"|\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?::\d+)?\b"  # IPv4 addresses
+    r"|\[[0-9a-fA-F:]{2,45}\](?::\d+)?"  # IPv6 addresses
     r"|\blocalhost:\d+"
-    r"|(?<![\w.])(?:/[\w.@-]+){2,}/?"  # paths
+    r"|(?<![\w.])(?:/[\w.@-]++){2,}+/?"  # paths
     r"|\b[A-Za-z]:\\[^\s'\"]+"
     r"|\bBearer\s+\S+"
     r"|\b(?:sk|hf|gsk|xai|key)[-_][\w*.-]{6,}"  # keys

@@ -29,7 +29,7 @@ _MOST_REPEATS = 10_000
 """Of one counted repetition, and of those within each other together. Compilers write some of them out."""
 
 _COUNTED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_BRACES = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
+_BRACES = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 
 
 def structured_outputs(constraint: Constraint) -> dict[str, Any]:

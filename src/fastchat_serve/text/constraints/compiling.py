@@ -23,7 +23,7 @@ _Key = tuple[str, str]
 _DEFAULT_LIMITS = ConstraintLimits()
 
 _REFUSED = "The constraint cannot be served:"
-_QUOTED = re.compile(r"\s*(\d+ \||\^)")
+_QUOTED = re.compile(r"\s{0,20}+(\d{1,9} \||\^)")
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
 
 

@@ -21,12 +21,12 @@ __all__ = ["lark_rules"]
 
 _TOKENS = re.compile(
     r"""
-      (?P<blank>  (?: \s | \#[^\n]* )+ )
+      (?P<blank>  (?: \s | \#[^\n]*+ )++ )
     | (?P<rule>   (?P<head>[\w.-]+) \s* ::= )
     | (?P<name>   [A-Za-z_][\w.-]* )
     | (?P<text>   " (?: [^"\\\n] | \\. )* " )
     | (?P<class>  \[ (?: [^\]\\\n] | \\. )* \] )
-    | (?P<repeat> \{ \s* (?P<least>\d{1,6}) \s* (?P<comma>,?) \s* (?P<most>\d{0,6}) \s* \} )
+    | (?P<repeat> \{ \s*+ (?P<least>\d{1,6}) \s*+ (?P<comma>,?) \s*+ (?P<most>\d{0,6}) \s*+ \} )
     | (?P<sign>   [()|*+?.] )
     """,
     re.VERBOSE,
