@@ -22,6 +22,7 @@ TIME_STAMPS = {
     "controller/registry.py": "when a model was first listed",
     "routes/openai/chat.py": "`created` of a reply",
     "routes/openai/completions.py": "`created` of a reply",
+    "plugins/fastchat-backend-openai/src/fastchat_backend_openai/failures.py": "a date in an upstream's Retry-After",
     "text/chat_template.py": "the date that a template may ask for",
 }
 """Who may ask for the time of day, and for what. Intervals and limits are measured with `time.monotonic`."""
