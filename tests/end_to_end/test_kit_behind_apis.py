@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 LOADING_S = 300.0
 KIT_S = 600.0
 CONTEXT = "512"
+MODEL = "served-demo"
+"""What the servers call it. The name of a plugin's model would mean its folder."""
 OFFLINE = "HF_HUB_OFFLINE"
 """Set, it keeps the hub's client from talking to any server, this machine's own too."""
 
@@ -32,7 +34,12 @@ OFFLINE = "HF_HUB_OFFLINE"
 @asynccontextmanager
 async def ours() -> AsyncIterator[str]:
     """fastchat-serve with the demonstration model in transformers."""
-    settings = {"server.port": "0", "worker.0.options.dtype": "float32", "worker.0.options.context_length": CONTEXT}
+    settings = {
+        "server.port": "0",
+        "worker.0.names": f'["{MODEL}"]',
+        "worker.0.options.dtype": "float32",
+        "worker.0.options.context_length": CONTEXT,
+    }
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     async with started("--backend", "hf", "--model", "demo", *chosen, patience_s=LOADING_S) as server:
         yield await server.url()
@@ -46,7 +53,7 @@ async def vllms() -> AsyncIterator[str]:
         port = str(free.getsockname()[1])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights())),
-        *("--served-model-name", "demo", "--host", "127.0.0.1", "--port", port),
+        *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", port),
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", CONTEXT),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -120,7 +127,7 @@ async def test_a_backend_passes_the_kit_in_front_of_a_real_server(
             "--backend",
             backend,
             "--model",
-            "demo",
+            MODEL,
         ),
         *(word for option in options for word in ("--backend-option", option)),
         stdout=asyncio.subprocess.PIPE,
