@@ -55,6 +55,7 @@ async def vllms() -> AsyncIterator[str]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights())),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", port),
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", CONTEXT),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},

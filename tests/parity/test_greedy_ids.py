@@ -22,7 +22,11 @@ from fastchat_serve.engine import Engine
 from fastchat_serve.plugins import Plugins, installed
 from tests.parity.reference import MAX_TOKENS, Answers, first_difference, generated, recorded, weights
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default"),  # engines' libraries warn of each other
+]
 
 FLOAT32: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
