@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import aclosing
 
+import msgspec
 import pytest
 
-from fastchat_serve import CONTRACT
+from fastchat_serve import CONTRACT, Capability
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.plugins import Backend, Plugins
 from tests.end_to_end.raw import Connection, connected, get, post
@@ -120,7 +121,9 @@ class Pulled:
 
     def __init__(self, inner: EchoEngine) -> None:
         self._inner = inner
-        self.info, self.current_load, self.fatal_error = inner.info, inner.current_load, None
+        can = frozenset({Capability.GENERATE, Capability.CHAT})
+        self.info = msgspec.structs.replace(inner.info, capabilities=can)
+        self.current_load, self.fatal_error = inner.current_load, None
         self.closed: list[str] = []
 
     async def __aenter__(self):

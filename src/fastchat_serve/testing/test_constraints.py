@@ -17,6 +17,8 @@ from fastchat_serve.testing.answers import Answer
 from fastchat_serve.testing.marks import in_both_forms, needs
 from fastchat_serve.testing.subject import PROMPTS, Subject
 
+__all__ = ["ROOM", "constraints_of"]
+
 pytestmark = needs(Capability.GENERATE)
 
 SEEDS = range(6)

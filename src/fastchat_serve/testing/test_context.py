@@ -9,6 +9,8 @@ from fastchat_serve.errors import ContextOverflow, InvalidRequest
 from fastchat_serve.testing.marks import in_both_forms, needs
 from fastchat_serve.testing.subject import PROMPTS, Subject
 
+__all__ = ["too_long"]
+
 pytestmark = needs(Capability.GENERATE)
 
 LARGEST = 300_000
