@@ -85,13 +85,15 @@ def tests_of(*backends: str) -> tuple[str, ...]:
     return tuple(f"plugins/fastchat-backend-{backend}/tests" for backend in backends)
 
 
+NEED_EXTRAS = ("adapters", "loading", "offloading", "quantised")
+"""Those of hf's tests; `tests` runs the others."""
 PARITY, BEHIND_APIS = "tests/parity", "tests/end_to_end/test_kit_behind_apis.py"
 FLOAT32 = ("--model", "demo", *options("dtype=float32"))
 ENGINES = {
     "hf": Environment(
         backends=("hf",),
         installs=((TORCH,), editable("hf[bitsandbytes,compressed-tensors,peft,torchao]")),
-        tests=(*tests_of("hf"), PARITY),
+        tests=(*(f"{tests}/test_{part}.py" for tests in tests_of("hf") for part in NEED_EXTRAS), PARITY),
         kit=("hf", *FLOAT32, *options("device=cpu")),
     ),
     "vllm": Environment(
