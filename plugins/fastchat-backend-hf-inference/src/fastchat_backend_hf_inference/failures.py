@@ -59,6 +59,7 @@ async def as_serve_error(error: Exception, failures: Failures, *, begun: bool) -
 async def _body(response: httpx2.Response) -> bytes:
     """Of a refusal; empty where the client has closed it unread."""
     try:
-        return await response.aread()
+        body: bytes = await response.aread()
     except (httpx2.HTTPError, httpx2.StreamError, RuntimeError):
         return b""
+    return body
