@@ -191,7 +191,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict, over the product and its plugins."""
-    install(session, "mypy>=1.18")
+    install(session, "mypy>=1.18", "pytest>=8")
     for package in ("src", f"{MOCK_BACKEND}/src", *map(str, sorted(Path("plugins").glob("*/src")))):
         session.run("mypy", package)
 
