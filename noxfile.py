@@ -176,7 +176,9 @@ def engines(session: nox.Session, engine: str) -> None:
         session.run("python", *wanted.script)
     session.run("pytest", *wanted.tests, *session.posargs, env=OFFLINE)
     if wanted.kit:
-        session.chdir(session.create_tmp())  # as its users run it: without the settings of this repository
+        folder = Path(session.create_tmp())
+        (folder / "pytest.ini").touch()  # as its users run it: pytest would find the settings of this repository above
+        session.chdir(folder)
         session.run("pytest", "--pyargs", "fastchat_serve.testing", "--backend", *wanted.kit, env=OFFLINE)
 
 
