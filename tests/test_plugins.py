@@ -238,6 +238,30 @@ def test_models_and_policies_are_found_through_the_plugin_they_are_named_after(i
     assert {"hermes", "pythonic"} <= set(plugins.tool_parsers)
 
 
+@pytest.mark.parametrize(("upstream_model", "given"), [(False, "/models/demo"), (True, "zoo")])
+def test_a_name_at_an_upstream_is_handed_on_whatever_models_there_are_here(
+    install: Install, upstream_model: bool, given: str
+) -> None:
+    install(
+        "zoo",
+        f"""
+        from pathlib import Path
+        from fastchat_serve import hookimpl
+
+        @hookimpl
+        def register_engines(register):
+            register("zoo", lambda setup: None, contract=1, upstream_model={upstream_model})
+
+        @hookimpl
+        def register_models(register):
+            register("zoo", Path("/models/demo"))
+        """,
+    )
+    plugins = Plugins()
+
+    assert plugins.model_for(plugins.backend("zoo"), "zoo") == given
+
+
 def test_the_report_tells_of_the_broken_and_harms_nobody_else(install: Install) -> None:
     install("good")
     install("bad", "raise RuntimeError('boom')")

@@ -120,11 +120,11 @@ class Application:
         config, worker = self.config, self.config.worker[index]
         try:
             backend = self._plugins.backend(worker.backend)
-            model = self._plugins.model(worker.model)
+            model = self._plugins.model_for(backend, worker.model)
         except PluginError as error:
             raise config.error(("worker", index, "backend"), str(error)) from error
         options = convert_options(config, index, backend.options)
-        setup = EngineSetup(str(model) if model is not None else worker.model, options, progress)
+        setup = EngineSetup(model, options, progress)
         if worker.tool_parser is not None and worker.tool_parser not in self._plugins.tool_parsers:
             known = ", ".join(sorted(self._plugins.tool_parsers))
             raise config.error(("worker", index, "tool_parser"), f"there is no such parser; known are: {known}")

@@ -57,7 +57,7 @@ class EngineSetup(Struct, frozen=True):
     """What a factory is given: everything the config says about one worker's engine."""
 
     model: str
-    """A folder (absolute), or a hub id."""
+    """A folder (absolute), or a hub id. For a backend registered with `upstream_model`, a name at its upstream."""
     options: Struct
     """An instance of the Struct the backend was registered with: the table ``[worker.options]``."""
     progress: Progress
@@ -76,6 +76,7 @@ class RegisterEngine(Protocol):
         contract: int,
         options: type[Struct] = NoOptions,
         capabilities: frozenset[Capability] = frozenset(),
+        upstream_model: bool = False,
     ) -> None:
         """Offer `factory` as ``backend = name``.
 
@@ -83,6 +84,8 @@ class RegisterEngine(Protocol):
         time). `options` is a frozen Struct with ``forbid_unknown_fields=True``; its field docstrings and
         `msgspec.Meta` make the errors and the JSON Schema of ``[worker.options]``. `capabilities` are the most
         that its engines declare, whatever the model, for those who choose a backend; left out, nothing is promised.
+        With `upstream_model`, ``model`` is what another server calls it, and is handed on as it is, also where a plugin
+        here offers a model of that name.
         """
 
 

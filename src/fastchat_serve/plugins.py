@@ -41,6 +41,8 @@ class Backend(Struct, frozen=True):
     options: type[Struct]
     contract: int
     capabilities: frozenset[Capability] = frozenset()
+    upstream_model: bool = False
+    """A worker's `model` is a name at an upstream, and no model of ours."""
 
 
 class PluginReport(Struct, frozen=True):
@@ -116,6 +118,11 @@ class Plugins:
         self._load_owner(name)
         return self.models.get(name)
 
+    def model_for(self, backend: Backend, name: str) -> str:
+        """What the engine of `backend` is given for ``model = name``: the folder, if a plugin registered one."""
+        folder = None if backend.upstream_model else self.model(name)
+        return name if folder is None else str(folder)
+
     def policy(self, name: str) -> Policy | None:
         """A policy that a plugin registered; None if `name` is not a plugin's."""
         self._load_owner(name)
@@ -150,6 +157,7 @@ class Plugins:
             contract: int,
             options: type[Struct] = NoOptions,
             capabilities: frozenset[Capability] = frozenset(),
+            upstream_model: bool = False,
         ) -> None:
             if contract not in ACCEPTED_CONTRACTS:
                 raise PluginError(
@@ -160,7 +168,7 @@ class Plugins:
                 raise PluginError(f"The options of engine {name!r} of {origin} are not a msgspec.Struct class.")
             if name in self.backends:
                 raise PluginError(f"Engine {name!r} of {origin} is registered already, by another plugin.")
-            self.backends[name] = Backend(name, factory, options, contract, capabilities)
+            self.backends[name] = Backend(name, factory, options, contract, capabilities, upstream_model)
 
         def check_name(kind: str, name: str) -> None:
             if name.partition("/")[0] != plugin:

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 LOADING_S = 300.0
 KIT_S = 600.0
 CONTEXT = "512"
-MODEL = "served-demo"
-"""What the servers call it. The name of a plugin's model would mean its folder."""
+MODEL = "demo"
+"""What the servers call it: also the name of a plugin's model, whose folder must not be meant."""
 OFFLINE = "HF_HUB_OFFLINE"
 """Set, it keeps the hub's client from talking to any server, this machine's own too."""
 

@@ -40,9 +40,9 @@ class Target(Struct, frozen=True):
             typed = convert_options(config, 0, found.options)
         except ConfigError as error:
             raise ConfigError(f"--backend-option: {error.key or ''}: {error.problem}") from error
-        folder = plugins.model(config.worker[0].model)
+        named = plugins.model_for(found, config.worker[0].model)
         origin = origin_of(installed()[backend][0])
-        return cls(found, origin, config.worker[0].model if folder is None else str(folder), typed)
+        return cls(found, origin, named, typed)
 
     def make(self, progress: Progress) -> Engine:
         """A fresh engine, not loaded yet. Raises `StartupError`."""

@@ -23,4 +23,4 @@ def open_openai(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("openai", open_openai, contract=1, options=OpenAIOptions, capabilities=CAPABILITIES)
+    register("openai", open_openai, contract=1, options=OpenAIOptions, capabilities=CAPABILITIES, upstream_model=True)
