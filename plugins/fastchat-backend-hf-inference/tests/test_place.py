@@ -10,9 +10,9 @@ import huggingface_hub
 import pytest
 from hf_asking import Opened
 
-from fastchat_backend_hf_inference import HfInferenceOptions
+from fastchat_backend_hf_inference import CAPABILITIES, HfInferenceOptions
 from fastchat_backend_hf_inference.place import find_place
-from fastchat_serve import Secret, StartupError
+from fastchat_serve import Capability, Secret, StartupError
 
 pytestmark = pytest.mark.anyio
 
@@ -133,3 +133,15 @@ async def test_a_missing_library_is_said(opened: Opened, monkeypatch: pytest.Mon
     with pytest.raises(StartupError, match="pip install"):
         async with opened(base_url="http://127.0.0.1:9", tasks=("feature-extraction",)):
             pass
+
+
+async def test_what_the_backend_promises_is_what_its_engines_can_do_together(opened: Opened) -> None:
+    found: set[Capability] = set()
+    for server in ("openai", "tgi"):
+        for task in ("chat", "text-generation", "feature-extraction"):
+            async with opened(base_url="http://127.0.0.1:9/v1", server=server, tasks=(task,)) as engine:
+                found |= engine.info.capabilities
+    async with opened(token=Secret("hf_x")) as engine:
+        found |= engine.info.capabilities
+
+    assert found == CAPABILITIES

@@ -21,7 +21,6 @@ CAPABILITIES = frozenset(
         Capability.TOP_K,
         Capability.PENALTIES,
         Capability.REPETITION_PENALTY,
-        Capability.LOGIT_BIAS,
         Capability.SEED,
         Capability.JSON_OBJECT,
         Capability.JSON_SCHEMA,
@@ -38,4 +37,11 @@ def open_hf_inference(setup: EngineSetup) -> Engine:
 
 @hookimpl
 def register_engines(register: RegisterEngine) -> None:
-    register("hf-inference", open_hf_inference, contract=1, options=HfInferenceOptions, capabilities=CAPABILITIES)
+    register(
+        "hf-inference",
+        open_hf_inference,
+        contract=1,
+        options=HfInferenceOptions,
+        capabilities=CAPABILITIES,
+        upstream_model=True,
+    )
