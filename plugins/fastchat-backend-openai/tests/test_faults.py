@@ -348,3 +348,12 @@ async def test_stop_strings_are_cut_off_even_if_the_upstream_leaves_them_in(behi
 
     assert "".join(chunk.text for chunk in chunks) == "one "
     assert (chunks[-1].finish_reason, chunks[-1].stop_match) == ("stop", "two")
+
+
+async def test_a_short_header_of_ours_is_no_secret_to_be_struck_out(behind: Any) -> None:
+    body = '{"error": {"message": "temperature must be at most 1, and team-red is over its share"}}'
+    headers = {"x-tier": Secret("1"), "x-team": Secret("team-red")}
+
+    error = await failure(behind, refuses(400, body), extra_headers=headers)
+
+    assert str(error) == "temperature must be at most 1, and … is over its share"

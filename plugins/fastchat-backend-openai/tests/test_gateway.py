@@ -44,14 +44,14 @@ api_key = "sk-upstream"
 
 
 @asynccontextmanager
-async def gateway(serving: Serving) -> AsyncIterator[tuple[HttpServer, AsyncOpenAI]]:
+async def gateway(serving: Serving, upstream: str = UPSTREAM) -> AsyncIterator[tuple[HttpServer, AsyncOpenAI]]:
     """The upstream, and a client of the server before it."""
     async with (
-        serving(UPSTREAM) as upstream,
-        serving(GATEWAY.format(url=upstream.url)) as server,
+        serving(upstream) as running,
+        serving(GATEWAY.format(url=running.url)) as server,
         AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-of-a-client", max_retries=0, timeout=PATIENCE_S) as client,
     ):
-        yield upstream, client
+        yield running, client
 
 
 async def test_a_stream_passes_through_with_its_counts(serving: Serving) -> None:
@@ -92,16 +92,17 @@ async def test_what_the_upstream_refuses_is_the_clients_400(serving: Serving) ->
 
 
 async def test_a_client_who_leaves_frees_the_upstream(serving: Serving) -> None:
-    async with gateway(serving) as (upstream, client):
-        stream = await client.completions.create(
-            model="mine", prompt="on and on", stream=True, max_tokens=900, extra_body={"ignore_eos": True}
-        )
+    slow = UPSTREAM.replace("delay_ms = 1\n", "delay_ms = 1000\nloop = true\n")
+    async with gateway(serving, slow) as (upstream, client):
+        worker = upstream.application.workers[0]
+        stream = await client.completions.create(model="mine", prompt="on and on", stream=True, max_tokens=900)
         async for _ in stream:
             break
+        assert worker.load().running == 1  # and would be for a quarter of an hour
         await stream.close()
 
         async with asyncio.timeout(PATIENCE_S):
-            while upstream.application.workers[0].load().running:  # noqa: ASYNC110 - it sets no event
+            while worker.load().running:  # noqa: ASYNC110 - it sets no event
                 await asyncio.sleep(0.001)
 
 

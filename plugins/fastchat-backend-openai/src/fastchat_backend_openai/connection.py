@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
         return False  # close
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
         if self._receiver is not None:
             if error is None and self._ends_with_the_connection:
                 self._end()

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_ERROR_BYTES = 64 * 1024
 """Of an error's body; more is cut off."""
 MAX_MESSAGE_CHARS = 500
+_LEAST_PRIVATE_CHARS = 4
+"""A shorter header such as ``1`` is no secret, and is part of half the words of a message."""
 
 _PRIVATE = re.compile(
     r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}+://[^\s'\"<>]+"  # URLs
@@ -86,7 +88,7 @@ class Failures:
     """
 
     def __init__(self, private: Iterable[str]) -> None:
-        self._private = sorted(filter(None, private), key=len, reverse=True)
+        self._private = sorted((text for text in private if len(text) >= _LEAST_PRIVATE_CHARS), key=len, reverse=True)
 
     def of_reply(self, status: int, body: bytes, retry_after: str = "") -> ServeError:
         """What a reply that is no success means. `retry_after` is the header."""

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 
 from fastchat_backend_openai.connect import Connector
-from fastchat_backend_openai.connection import Connection, Head, Receiver
+from fastchat_backend_openai.connection import Connection, Head, Receiver, unreachable
 from fastchat_serve import DeadlineExceeded, EngineError, ServeError
 
 __all__ = ["Call", "Pool"]
@@ -185,17 +185,23 @@ class Pool:
         try:
             connection = await self._connect(lambda: Connection(self._on_idle, self._on_closed))
         except ServeError as error:
-            if self._waiting:
-                self._waiting.popleft().fail(error)
+            self._fail_next(error)
             return
         if self._closed:
             connection.abort()
+            return
+        if not connection.usable:  # it has ended already: nobody would ever take it out of `_open`
+            self._fail_next(unreachable("closed the connection at once"))
             return
         self._open.add(connection)
         if self._waiting:
             self._waiting.popleft().begin(connection)
         else:  # whoever wanted it has left
             self._on_idle(connection)
+
+    def _fail_next(self, error: ServeError) -> None:
+        if self._waiting:
+            self._waiting.popleft().fail(error)
 
     def _on_opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
