@@ -15,6 +15,8 @@ BAN, FORCE = -100.0, 100.0
 PENALTY = 2.0
 CLOSE = 1e-2
 """A lead that rounding may undo."""
+CONTESTED = 0.75
+"""A lead that a repetition penalty of 2 undoes, of all logits but those next to 0."""
 
 
 async def equals_greedy(subject: Subject, **sampling: float) -> None:
@@ -110,6 +112,37 @@ def first_turn(answer: Answer, presence: float, frequency: float) -> int | None:
 
 def _penalty(count: int, presence: float, frequency: float) -> float:
     return presence * (count > 0) + frequency * count
+
+
+@needs(Capability.REPETITION_PENALTY, Capability.LOGPROBS, Capability.TOKEN_IDS)
+async def test_a_repetition_penalty_turns_to_other_tokens(subject: Subject) -> None:
+    """Where the model repeats a token although another is nearly as likely, a penalty of 2 changes the answer."""
+    contested = 0
+    for prompt in PROMPTS:
+        long = {"max_tokens": 4 * subject.settings.tokens, "ignore_eos": subject.can(Capability.IGNORE_EOS)}
+        plain = await subject.answer(subject.request(prompt, logprobs=5, **long))
+        if not repeats_a_contested_token(plain):
+            continue
+        contested += 1
+        penalised = await subject.answer(subject.again(plain.request, repetition_penalty=PENALTY))
+        if penalised.token_ids != plain.token_ids:
+            return
+    if not contested:
+        pytest.skip("the model is too certain of its repetitions")
+    pytest.fail(f"a repetition penalty of {PENALTY:g} changes none of {contested} answers that repeat tokens")
+
+
+def repeats_a_contested_token(answer: Answer) -> bool:
+    """Some token was drawn again, and one that was never drawn before was close behind it."""
+    for position, token in enumerate(answer.logprobs):
+        before = answer.token_ids[:position]
+        if token.token_id in before and any(
+            other.token_id not in before and (token.logprob or 0.0) - (other.logprob or 0.0) < CONTESTED
+            for other in token.top
+            if other.token_id != token.token_id
+        ):
+            return True
+    return False
 
 
 @needs(Capability.REPETITION_PENALTY)

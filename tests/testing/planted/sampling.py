@@ -94,6 +94,11 @@ class IgnoresPenalties(_Params):
     without: ClassVar = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
+@caught_by("sampling.a_repetition_penalty_turns_to_other_tokens")
+class IgnoresRepetitionPenalties(_Params):
+    without: ClassVar = {"repetition_penalty": 1.0}
+
+
 @caught_by("seeds.other_seeds_have_other_answers")
 class IgnoresSeeds(_Params):
     without: ClassVar = {"seed": 0}
