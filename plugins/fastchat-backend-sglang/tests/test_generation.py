@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ async def test_usage_says_what_was_found_in_the_cache_but_to_no_other_tenant(eng
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 async def test_a_stream_that_is_closed_leaves_nothing_behind(engine: SglangEngine, count: int) -> None:
-    await read(engine, asking(**ENDLESS), count)
+    async with aclosing(engine.generate_stream(asking(**ENDLESS))) as chunks:
+        for _ in range(count):
+            await anext(chunks)
+        await until(lambda: engine.current_load().kv_used_fraction > 0)
+        assert engine.current_load().running == 1
     load = engine.current_load()
     assert (load.running, load.waiting) == (0, 0)
     await until(lambda: engine.current_load().kv_used_fraction == 0)
