@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "fastchat_serve"
 
 FLOORS = {
-    "words": {"engine", "errors", "config", "configfile", "protocol", "policy", "draws"},
+    "words": {
+        *("engine", "capabilities", "constraints", "requests", "requirements"),
+        *("errors", "config", "configfile", "protocol", "policy", "draws"),
+    },
     "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "checkpoint", "engines"},
     # The conformance kit drives engines through a real worker and dispatcher, so it stands on their floor; it is no
     # part of the product, and nothing imports it.

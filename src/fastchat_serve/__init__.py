@@ -41,6 +41,7 @@ from fastchat_serve.engine import (
     ToolCall,
     ToolSpec,
     Usage,
+    constraint_param,
 )
 from fastchat_serve.errors import (
     ConfigError,
@@ -132,6 +133,7 @@ __all__ = [
     "Unsupported",
     "Usage",
     "__version__",
+    "constraint_param",
     "hookimpl",
     "pull",
     "uniform",

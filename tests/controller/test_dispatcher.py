@@ -213,7 +213,7 @@ async def test_embeddings_find_a_worker_that_is_not_full() -> None:
         (Capability.IGNORE_EOS, a_request(ignore_eos=True), "ignore_eos"),
         (Capability.LOGIT_BIAS, a_request(logit_bias={1: 2.0}), "logit_bias"),
         (Capability.JSON_SCHEMA, a_request(constraint=JsonSchema({})), "response_format"),
-        (Capability.CHOICE, a_request(constraint=Choice(("a",))), "structured_outputs"),
+        (Capability.CHOICE, a_request(constraint=Choice(("a",))), "structured_outputs.choice"),
         (Capability.RESUME_SAMPLED, a_request(resume_token_ids=(1,)), None),
         (Capability.RESUME_GREEDY, a_request(resume_token_ids=(1,), temperature=0.0), None),
         (Capability.ADAPTERS, a_request(adapter="x"), "model"),

@@ -250,7 +250,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             None,
         ),
         ({"response_format": {"type": "xml"}}, "response_format.type", None),
-        ({"extra_body": {"structured_outputs": {"regex": "a+"}}}, "structured_outputs", "unsupported"),
+        ({"extra_body": {"structured_outputs": {"regex": "a+"}}}, "structured_outputs.regex", "unsupported"),
         ({"extra_body": {"structured_outputs": {"choice": []}}}, "structured_outputs.choice", None),
         ({"extra_body": {"best_of": 3}}, "best_of", "unsupported"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template", "unsupported"),

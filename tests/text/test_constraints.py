@@ -240,7 +240,7 @@ def test_a_recursive_schema_is_followed(walker: Walker) -> None:
 def test_what_a_schema_may_not_use_is_named(constraints: Constraints, schema: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest, match=named) as caught:
         constraints.compile(JsonSchema(schema))
-    assert caught.value.param == "json_schema"
+    assert caught.value.param == "response_format"
 
 
 # --------------------------------------------------------------------------------- patterns, choices
@@ -278,7 +278,7 @@ def test_common_ways_of_patterns_are_known(walker: Walker, pattern: str) -> None
 def test_what_is_no_pattern_or_is_not_supported_is_refused(constraints: Constraints, pattern: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         constraints.compile(Regex(pattern))
-    assert caught.value.param == "regex"
+    assert caught.value.param == "structured_outputs.regex"
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
@@ -356,7 +356,7 @@ def test_the_ways_of_ebnf_are_known(walker: Walker, ebnf: str, texts: list[str],
 def test_what_is_wrong_in_a_grammar_is_said_with_its_place(constraints: Constraints, ebnf: str, problem: str) -> None:
     with pytest.raises(InvalidRequest, match=problem) as caught:
         constraints.compile(Grammar(ebnf))
-    assert caught.value.param == "grammar"
+    assert caught.value.param == "structured_outputs.grammar"
 
 
 # -------------------------------------------------------------------------------------------- calls

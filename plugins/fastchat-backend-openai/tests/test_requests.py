@@ -212,7 +212,7 @@ async def test_what_a_dialect_has_no_words_for_is_refused_by_name(behind: Any) -
     assert (await refusal(behind, asking(prompt=continued))).param == "continue_final_message"
     assert (await refusal(behind, asking(prompt=thinking), dialect="vllm")).param == "chat_template_kwargs"
     schema = asking(prompt=TextPrompt("a"), constraint=JsonObject())
-    assert (await refusal(behind, schema)).param == "structured_outputs"
+    assert (await refusal(behind, schema)).param == "response_format"
 
 
 async def test_template_variables_pass_if_the_operator_allows_them(behind: Any) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from vllm_answers import CAPITAL, answer, asking, needs_vllm, opened
 
 from fastchat_backend_vllm.engine import VllmEngine
-from fastchat_serve import Capability
+from fastchat_serve import Capability, Unsupported
 
 pytestmark = needs_vllm
 
@@ -58,6 +58,11 @@ async def test_an_adapter_changes_the_answer_and_only_where_it_is_asked_for(engi
 async def test_adapters_are_declared_by_name(engine: VllmEngine) -> None:
     assert engine.info.adapters == ("one", "two")
     assert Capability.ADAPTERS in engine.info.capabilities
+
+
+async def test_an_adapter_that_is_not_there_is_refused(engine: VllmEngine) -> None:
+    with pytest.raises(Unsupported, match="no such adapter"):
+        await answer(engine, asking(CAPITAL, adapter="three"))
 
 
 async def test_what_an_adapter_computed_is_nothing_to_the_others(engine: VllmEngine) -> None:

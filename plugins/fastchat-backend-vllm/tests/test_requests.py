@@ -18,6 +18,7 @@ from fastchat_serve import (
     JsonObject,
     JsonSchema,
     Regex,
+    constraint_param,
 )
 
 
@@ -97,8 +98,9 @@ def nested(depth: int) -> dict[str, Any]:
     ids=lambda constraint: type(constraint).__name__,
 )
 def test_what_could_hold_up_the_engine_is_refused(constraint: Constraint) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as caught:
         structured_outputs(constraint)
+    assert caught.value.param == constraint_param(type(constraint))
 
 
 def test_an_ordinary_schema_is_passed_on_as_it_is() -> None:

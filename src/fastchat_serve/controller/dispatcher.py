@@ -12,12 +12,18 @@ from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import (
     Capability,
     ChatPrompt,
+    Choice,
     Embeddings,
     EmbedRequest,
     GenerateRequest,
+    Grammar,
     Handle,
+    JsonObject,
+    JsonSchema,
+    Regex,
     Sink,
     TextPrompt,
+    constraint_param,
     required_capabilities,
 )
 from fastchat_serve.errors import ModelNotFound, Overloaded, ServeError, Unavailable, Unsupported
@@ -48,11 +54,11 @@ _PARAM: Mapping[Capability, str] = MappingProxyType(
         Capability.LOGPROBS: "logprobs",
         Capability.PROMPT_LOGPROBS: "logprobs",
         Capability.LOGIT_BIAS: "logit_bias",
-        Capability.JSON_OBJECT: "response_format",
-        Capability.JSON_SCHEMA: "response_format",
-        Capability.REGEX: "structured_outputs",
-        Capability.GRAMMAR: "structured_outputs",
-        Capability.CHOICE: "structured_outputs",
+        Capability.JSON_OBJECT: constraint_param(JsonObject),
+        Capability.JSON_SCHEMA: constraint_param(JsonSchema),
+        Capability.REGEX: constraint_param(Regex),
+        Capability.GRAMMAR: constraint_param(Grammar),
+        Capability.CHOICE: constraint_param(Choice),
     }
 )
 _ADVICE: Mapping[Capability, str] = MappingProxyType(

@@ -28,6 +28,7 @@ from fastchat_serve import (
     TokenPrompt,
     ToolSpec,
     Unsupported,
+    constraint_param,
 )
 
 __all__ = ["chat_body", "check_room", "completion_body", "embedding_body", "messages_of", "tools_of"]
@@ -204,7 +205,9 @@ def _in_completions(constraint: Constraint, structured: Structured) -> dict[str,
         case "llamacpp":
             return {"json_schema": schema}
         case "none":
-            raise Unsupported("For this model, answers can be constrained in chats only.", param="structured_outputs")
+            raise Unsupported(
+                "For this model, answers can be constrained in chats only.", param=constraint_param(type(constraint))
+            )
 
 
 def _other_than_json(constraint: Constraint, structured: Structured) -> dict[str, Any]:
@@ -222,4 +225,4 @@ def _other_than_json(constraint: Constraint, structured: Structured) -> dict[str
         case "llamacpp", Grammar(ebnf=ebnf):
             return {"grammar": ebnf}
         case _:
-            raise Unsupported("The upstream does not know this constraint.", param="structured_outputs")
+            raise Unsupported("The upstream does not know this constraint.", param=constraint_param(type(constraint)))

@@ -7,30 +7,15 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fastchat_serve import Choice, Constraint, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex
+from fastchat_serve import Choice, Constraint, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex, constraint_param
 
-__all__ = ["as_params", "check", "field"]
+__all__ = ["as_params", "check"]
 
 _LONGEST = 100_000
 """Characters. SGLang compiles constraints beside its steps, yet one of unreasonable size takes a core for minutes."""
 
-_FIELDS: Mapping[type[Constraint], str] = MappingProxyType(
-    {
-        JsonObject: "response_format",
-        JsonSchema: "response_format",
-        Regex: "structured_outputs.regex",
-        Grammar: "structured_outputs.grammar",
-        Choice: "structured_outputs.choice",
-    }
-)
-
 _SPECIAL = re.compile(r"[\\^$.|?*+()\[\]{}/]")
 _NAMED: Mapping[str, str] = MappingProxyType({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
-
-
-def field(constraint: Constraint) -> str:
-    """What a client calls the field that `constraint` comes from."""
-    return _FIELDS[type(constraint)]
 
 
 def as_params(constraint: Constraint) -> dict[str, str]:
@@ -56,10 +41,13 @@ def check(constraint: Constraint) -> None:
     """
     (text,) = as_params(constraint).values()
     if not text or (isinstance(constraint, Choice) and not constraint.options):
-        raise InvalidRequest("The constraint is empty, so nothing can match it.", param=field(constraint))
+        raise InvalidRequest(
+            "The constraint is empty, so nothing can match it.", param=constraint_param(type(constraint))
+        )
     if len(text) > _LONGEST:
         raise InvalidRequest(
-            f"The constraint is {len(text)} characters long. At most {_LONGEST} are allowed.", param=field(constraint)
+            f"The constraint is {len(text)} characters long. At most {_LONGEST} are allowed.",
+            param=constraint_param(type(constraint)),
         )
     if isinstance(constraint, Grammar):
         _check_grammar(constraint)
@@ -74,7 +62,7 @@ def _check_grammar(constraint: Grammar) -> None:
         _, _, reason = str(error).partition("EBNF ")  # what stands before is a place in XGrammar's source
         raise InvalidRequest(
             f"The grammar is not valid EBNF: {' '.join(reason.split())[:300] or 'it cannot be read'}.",
-            param=field(constraint),
+            param=constraint_param(type(constraint)),
         ) from error
 
 

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
-from fastchat_backend_sglang.constraints import field
 from fastchat_backend_sglang.link import Fault
 from fastchat_serve import (
     Constraint,
@@ -20,6 +19,7 @@ from fastchat_serve import (
     ServeError,
     Unavailable,
     Unsupported,
+    constraint_param,
 )
 
 __all__ = ["as_error", "as_fault", "from_abort", "from_exception"]
@@ -62,7 +62,7 @@ def from_exception(error: Exception) -> ServeError:
 def from_abort(reason: Mapping[str, Any], blame: Constraint | None) -> ServeError:
     """For an answer that SGLang gave up by itself. `blame`: what is wrong if the request is."""
     message = _tidy(str(reason.get("message", "")))
-    param = None if blame is None else field(blame)
+    param = None if blame is None else constraint_param(type(blame))
     match reason.get("status_code"):
         case HTTPStatus.BAD_REQUEST:
             return InvalidRequest(message or "The engine does not accept this request.", param=param)

@@ -18,6 +18,7 @@ from fastchat_serve import (
     PromptEcho,
     TokenLogprob,
     Usage,
+    constraint_param,
 )
 from fastchat_serve.text import AnswerText, Vocabulary
 
@@ -171,8 +172,10 @@ class Answer:
         self._echo = PromptEcho(self._echo.text, self._echo.token_ids, scored)
 
     def _given_up(self, reason: str) -> EngineError | InvalidRequest:
-        if reason == "error" and not self.begun and self._request.constraint is not None:
-            return InvalidRequest("The constraint could not be compiled for this model.")
+        constraint = self._request.constraint
+        if reason == "error" and not self.begun and constraint is not None:
+            param = constraint_param(type(constraint))
+            return InvalidRequest("The constraint could not be compiled for this model.", param=param)
         return EngineError("vLLM gave this answer up.")
 
     def _take_echo(self) -> PromptEcho | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fastchat_serve import Choice, Constraint, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex
+from fastchat_serve import Choice, Constraint, Grammar, InvalidRequest, JsonObject, JsonSchema, Regex, constraint_param
 
 __all__ = ["structured_outputs"]
 
@@ -39,12 +39,12 @@ def structured_outputs(constraint: Constraint) -> dict[str, Any]:
     if isinstance(constraint, JsonSchema):
         return {"json": _schema(constraint.schema)}
     if isinstance(constraint, Regex):
-        _check_length(constraint.pattern, _MOST_REGEX_CHARACTERS, "regular expression", "regex")
-        _check_expression(constraint.pattern, "regular expression", "regex", _MOST_QUANTIFIERS)
+        _check_length(constraint.pattern, _MOST_REGEX_CHARACTERS, "regular expression", constraint_param(Regex))
+        _check_expression(constraint.pattern, "regular expression", constraint_param(Regex), _MOST_QUANTIFIERS)
         return {"regex": constraint.pattern}
     if isinstance(constraint, Grammar):
-        _check_length(constraint.ebnf, _MOST_CHARACTERS, "grammar", "grammar")
-        _check_expression(constraint.ebnf, "grammar", "grammar", _MOST_GRAMMAR_QUANTIFIERS)
+        _check_length(constraint.ebnf, _MOST_CHARACTERS, "grammar", constraint_param(Grammar))
+        _check_expression(constraint.ebnf, "grammar", constraint_param(Grammar), _MOST_GRAMMAR_QUANTIFIERS)
         return {"grammar": constraint.ebnf}
     return {"choice": _choices(constraint)}
 
@@ -53,9 +53,11 @@ def _schema(schema: Mapping[str, Any]) -> str:
     try:
         text = msgspec.json.encode(schema).decode()
     except (RecursionError, ValueError, TypeError) as error:
-        raise InvalidRequest("The JSON schema is nested too deeply, or is no JSON.", param="response_format") from error
-    _check_length(text, _MOST_CHARACTERS, "JSON schema", "response_format")
-    _check_schema(schema, "response_format")
+        raise InvalidRequest(
+            "The JSON schema is nested too deeply, or is no JSON.", param=constraint_param(JsonSchema)
+        ) from error
+    _check_length(text, _MOST_CHARACTERS, "JSON schema", constraint_param(JsonSchema))
+    _check_schema(schema, constraint_param(JsonSchema))
     return text
 
 
@@ -84,8 +86,8 @@ def _check_schema(schema: Any, param: str) -> None:
 def _choices(constraint: Choice) -> list[str]:
     options: Sequence[str] = constraint.options
     if not options or not all(options):
-        raise InvalidRequest("Give at least one choice, and no empty one.", param="choice")
-    _check_length("".join(options), _MOST_CHARACTERS, "choice", "choice")
+        raise InvalidRequest("Give at least one choice, and no empty one.", param=constraint_param(Choice))
+    _check_length("".join(options), _MOST_CHARACTERS, "choice", constraint_param(Choice))
     return list(options)
 
 

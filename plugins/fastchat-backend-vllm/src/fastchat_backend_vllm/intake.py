@@ -17,7 +17,16 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from fastchat_backend_vllm.answer import Answer
 from fastchat_backend_vllm.constraints import structured_outputs
 from fastchat_backend_vllm.sampling import cache_salt, is_replayed, sampling_arguments
-from fastchat_serve import Choice, Constraint, GenerateRequest, Grammar, InvalidRequest, Regex
+from fastchat_serve import (
+    Choice,
+    Constraint,
+    GenerateRequest,
+    Grammar,
+    InvalidRequest,
+    Regex,
+    Unsupported,
+    constraint_param,
+)
 from fastchat_serve.text import AnswerText, Prompts, Vocabulary, check_text
 
 __all__ = ["Intake", "Job"]
@@ -56,6 +65,8 @@ class Intake:
 
     def job(self, request: GenerateRequest) -> Job:
         """Raises `InvalidRequest`."""
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise Unsupported("This engine has no such adapter.", param="model")
         params, prepared = request.sampling, self._prompts.prepare(request)
         prompt, limit = prepared.token_ids, prepared.limit
         answer = Answer(
@@ -98,10 +109,10 @@ class Intake:
 def _structured_outputs(constraint: Constraint) -> StructuredOutputsParams:
     texts = {Regex: "pattern", Grammar: "ebnf"}
     if (field := texts.get(type(constraint))) is not None:
-        check_text(getattr(constraint, field), "constraint")
+        check_text(getattr(constraint, field), constraint_param(type(constraint)))
     if isinstance(constraint, Choice):
         for option in constraint.options:
-            check_text(option, "choice")
+            check_text(option, constraint_param(Choice))
     return StructuredOutputsParams(**structured_outputs(constraint))
 
 
@@ -109,5 +120,6 @@ def _invalid(error: VLLMClientError, request: GenerateRequest) -> InvalidRequest
     """vLLM's reason, which repeats what the client sent and nothing of ours."""
     reason = _PLACE_IN_SOURCE.sub("", str(error).split("\n", 1)[0])[:300]
     if request.constraint is not None and getattr(error, "parameter", None) is None:
-        return InvalidRequest(f"The constraint is not one that this engine can keep to. {reason}")
+        param = constraint_param(type(request.constraint))
+        return InvalidRequest(f"The constraint is not one that this engine can keep to. {reason}", param=param)
     return InvalidRequest(reason, param=getattr(error, "parameter", None))

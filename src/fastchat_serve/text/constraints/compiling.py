@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
-from fastchat_serve.engine import ChatPrompt, Constraint
+from fastchat_serve.engine import ChatPrompt, Constraint, constraint_param
 from fastchat_serve.errors import EngineError, InvalidRequest, StartupError
 from fastchat_serve.text.constraints.calls import call_grammar
-from fastchat_serve.text.constraints.grammars import grammar_of, param_of
+from fastchat_serve.text.constraints.grammars import grammar_of
 from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.matcher import Mask, Matcher
 from fastchat_serve.text.constraints.tokens import library, token_trie
@@ -88,7 +88,7 @@ class Constraints:
         `InvalidRequest`, which says what is wrong, for what is no schema, pattern or grammar, uses what is not
         supported, or passes the limits.
         """
-        return self._matcher(grammar_of(constraint, self._limits), param_of(constraint), tenant)
+        return self._matcher(grammar_of(constraint, self._limits), constraint_param(type(constraint)), tenant)
 
     def compile_call(self, prompt: ChatPrompt, *, tenant: str = "") -> Matcher:
         """The way of an answer that is to be the tool call which `ChatPrompt.tool_choice` demands, in Hermes' form.

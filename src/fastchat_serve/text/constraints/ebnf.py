@@ -15,6 +15,7 @@ import re
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple, NoReturn
 
+from fastchat_serve.engine import Grammar, constraint_param
 from fastchat_serve.errors import InvalidRequest
 
 __all__ = ["lark_rules"]
@@ -41,6 +42,9 @@ _CHAR = re.compile(
 )
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"} | {char: char for char in "\\\"'[]-^/"}
+
+
+_PARAM = constraint_param(Grammar)
 
 
 class _Token(NamedTuple):
@@ -77,9 +81,9 @@ class _Grammar:
                 self._fail(f"the rule {head.text!r} is defined twice", head)
             rules[head.text] = self._alternatives()
         if "root" not in rules:
-            raise InvalidRequest("The grammar has no rule 'root'.", param="grammar")
+            raise InvalidRequest("The grammar has no rule 'root'.", param=_PARAM)
         if missing := self._numbers.keys() - rules.keys():
-            raise InvalidRequest(f"The grammar has no rule {min(missing)!r}.", param="grammar")
+            raise InvalidRequest(f"The grammar has no rule {min(missing)!r}.", param=_PARAM)
         lines = [f"{self._called(name)}: {body}" for name, body in rules.items()]
         return "\n".join([f"start: {self._called('root')}", *lines, ""])
 
@@ -222,7 +226,7 @@ class _Grammar:
     def _fail(self, problem: str, token: _Token) -> NoReturn:
         line = self._source.count("\n", 0, token.at) + 1
         shown = self._source[token.at : token.at + 20].partition("\n")[0]
-        raise InvalidRequest(f"The grammar is wrong in line {line}, at {shown!r}: {problem}.", param="grammar")
+        raise InvalidRequest(f"The grammar is wrong in line {line}, at {shown!r}: {problem}.", param=_PARAM)
 
 
 def _one(code: int) -> str:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex
+from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex, constraint_param
 from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.text.constraints.ebnf import lark_rules
 from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.schemas import check_schema
 from fastchat_serve.text.constraints.tokens import library
 
-__all__ = ["HEAD", "checked_schema", "grammar_of", "param_of"]
+__all__ = ["HEAD", "checked_schema", "grammar_of"]
 
 HEAD = '%llguidance {"no_forcing": true}\n'
 """Text that must come next may be cut into tokens in every way, as the model is used to, and not only as the
@@ -34,15 +34,6 @@ _JSON_OPTIONS: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-_PARAMS: Mapping[type, str] = MappingProxyType(
-    {JsonObject: "json_object", JsonSchema: "json_schema", Regex: "regex", Grammar: "grammar", Choice: "choice"}
-)
-
-
-def param_of(constraint: Constraint) -> str:
-    """What an error about `constraint` names as its `param`."""
-    return _PARAMS[type(constraint)]
-
 
 def grammar_of(constraint: Constraint, limits: ConstraintLimits) -> str:
     """`constraint` as a grammar. Raises `InvalidRequest` for what passes the limits on size, and for bad EBNF."""
@@ -50,17 +41,17 @@ def grammar_of(constraint: Constraint, limits: ConstraintLimits) -> str:
         case JsonObject():
             return f"{HEAD}start: %json {_with_options({'type': 'object'})}\n"
         case JsonSchema(schema=schema):
-            return f"{HEAD}start: %json {checked_schema(schema, 'json_schema', limits)}\n"
+            return f"{HEAD}start: %json {checked_schema(schema, constraint_param(JsonSchema), limits)}\n"
         case Regex(pattern=pattern):
-            _check_text(pattern, "regex", limits)
+            _check_text(pattern, constraint_param(Regex), limits)
             return f"{HEAD}start: {_regex(pattern)}\n"
         case Grammar(ebnf=ebnf):
-            _check_text(ebnf, "grammar", limits)
+            _check_text(ebnf, constraint_param(Grammar), limits)
             return HEAD + lark_rules(ebnf, nesting=limits.nesting)
         case Choice(options=options):
             if not options:
-                raise InvalidRequest("A choice needs at least one option.", param="choice")
-            _check_text("".join(options), "choice", limits)
+                raise InvalidRequest("A choice needs at least one option.", param=constraint_param(Choice))
+            _check_text("".join(options), constraint_param(Choice), limits)
             return f"{HEAD}start: {_regex(_any_of(options))}\n"
 
 
@@ -85,7 +76,7 @@ def _regex(pattern: str) -> str:
     if not pattern:
         return '""'  # two slashes would begin a comment
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:  # it would escape the slash
-        raise InvalidRequest("The pattern ends in the middle of an escape.", param="regex")
+        raise InvalidRequest("The pattern ends in the middle of an escape.", param=constraint_param(Regex))
     return f"/{library().regex_to_lark(pattern)}/"
 
 
