@@ -18,7 +18,7 @@ FLOORS = {
         *("engine", "capabilities", "constraints", "requests", "requirements"),
         *("errors", "config", "configfile", "protocol", "policy", "draws"),
     },
-    "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "checkpoint", "engines"},
+    "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "stepping", "checkpoint", "engines"},
     # The conformance kit drives engines through a real worker and dispatcher, so it stands on their floor; it is no
     # part of the product, and nothing imports it.
     "roles": {"worker", "controller", "watchdog", "testing"},
@@ -40,7 +40,7 @@ NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request",
 NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat"}
 ENGINE_LIBRARIES = {"torch", "transformers", "vllm", "sglang", "mlx", "mlx_lm", "accelerate", "safetensors"}
 SLOW_TO_IMPORT = {"numpy", "pydantic", "tokenizers"}
-PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.checkpoint", "fastchat_serve.text"}
+PUBLIC_MODULES = {"fastchat_serve", "fastchat_serve.checkpoint", "fastchat_serve.stepping", "fastchat_serve.text"}
 
 
 def module_name(path: Path) -> str:

@@ -17,7 +17,7 @@ from fastchat_serve.engine import SamplingParams
 from fastchat_serve.errors import StartupError
 from fastchat_serve.hookspecs import Progress
 
-__all__ = ["advised_sampling", "find_folder", "fingerprint", "read_json", "weight_files"]
+__all__ = ["advised_sampling", "file_fingerprint", "find_folder", "fingerprint", "read_json", "weight_files"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SIDE_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "1_Pooling/*")
@@ -93,13 +93,22 @@ def advised_sampling(folder: Path) -> SamplingParams:
 
 def fingerprint(folders: Iterable[Path], *salt: str) -> str:
     """Equal for equal weights, tokenizers and `salt`. Reads at most 64 MiB of each file."""
+    named = [
+        (path.name, path)
+        for folder in folders
+        for path in [*(folder / name for name in _IDENTITY_FILES), *weight_files(folder)]
+        if path.is_file()
+    ]
+    return file_fingerprint(named, *salt)
+
+
+def file_fingerprint(files: Iterable[tuple[str, Path]], *salt: str) -> str:
+    """Equal for files that are equal and go by equal names, and equal `salt`. Reads at most 64 MiB of each."""
     digest = blake2b(repr(salt).encode(), digest_size=16)
-    for folder in folders:
-        for path in [*(folder / name for name in _IDENTITY_FILES), *weight_files(folder)]:
-            if path.is_file():
-                digest.update(f"{path.name}:{path.stat().st_size};".encode())
-                for sample in _samples(path):
-                    digest.update(sample)
+    for name, path in files:
+        digest.update(f"{name}:{path.stat().st_size};".encode())
+        for sample in _samples(path):
+            digest.update(sample)
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ import anyio.to_thread
 import numpy as np
 import torch
 
-from fastchat_backend_hf.engine import HfEngine
+from fastchat_serve.stepping import SteppingEngine
 from tests.bench.hf_engine import first_token_s, gaps_s, loop_lags_s, opened, tokens_per_s
 from tests.bench.hf_model import make_model
 from tests.bench.hf_rivals import VLLM_PYTHON, Rival, Speed, continuous_batching, one_at_a_time, vllm
@@ -84,7 +84,7 @@ async def _measure(plan: Plan, folder: Path) -> Report:
     return report
 
 
-async def _feel(engine: HfEngine, felt: Figures) -> None:
+async def _feel(engine: SteppingEngine, felt: Figures) -> None:
     """One round of what is not throughput, in seconds."""
     undisturbed, disturbed, read = await gaps_s(engine, STREAMS, LONG_PROMPT)
     for name, gaps in (("undisturbed", undisturbed), ("while a prompt is read", disturbed)):

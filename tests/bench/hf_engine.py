@@ -13,9 +13,10 @@ import numpy as np
 from anyio.abc import TaskStatus
 from numpy.typing import NDArray
 
-from fastchat_backend_hf.engine import HfEngine
+from fastchat_backend_hf import open_hf
 from fastchat_backend_hf.options import HfOptions
 from fastchat_serve import EngineSetup, GenerateRequest, SamplingParams, TokenPrompt
+from fastchat_serve.stepping import SteppingEngine
 from tests.bench.hf_model import prompt
 from tests.bench.hf_rivals import Speed, Stopwatch
 
@@ -31,9 +32,11 @@ _numbers = itertools.count()
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[HfEngine]:
+async def opened(folder: Path) -> AsyncIterator[SteppingEngine]:
     setup = EngineSetup(str(folder), HfOptions(device="cpu", threads=1), lambda stage, fraction=None: None)
-    async with HfEngine(setup) as engine:
+    engine = open_hf(setup)
+    assert isinstance(engine, SteppingEngine)
+    async with engine:
         yield engine
 
 
@@ -42,12 +45,12 @@ def _request(token_ids: tuple[int, ...], max_tokens: int) -> GenerateRequest:
     return GenerateRequest(id=f"bench-{next(_numbers)}", prompt=TokenPrompt(token_ids), sampling=sampling)
 
 
-async def _arrivals_s(engine: HfEngine, token_ids: tuple[int, ...], max_tokens: int) -> list[float]:
+async def _arrivals_s(engine: SteppingEngine, token_ids: tuple[int, ...], max_tokens: int) -> list[float]:
     """When each chunk of one answer came."""
     return [time.perf_counter() async for _ in engine.generate_stream(_request(token_ids, max_tokens))]
 
 
-async def tokens_per_s(engine: HfEngine, count: int, new_tokens: int) -> Speed:
+async def tokens_per_s(engine: SteppingEngine, count: int, new_tokens: int) -> Speed:
     """Of `count` answers at once, prompts of 32 tokens included."""
     watch = Stopwatch()
     async with anyio.create_task_group() as tasks:
@@ -57,7 +60,7 @@ async def tokens_per_s(engine: HfEngine, count: int, new_tokens: int) -> Speed:
     return Speed(count * new_tokens / cost.wall, count * new_tokens / cost.cpu)
 
 
-async def gaps_s(engine: HfEngine, streams: int, prompt_tokens: int) -> tuple[Gaps, Gaps, float]:
+async def gaps_s(engine: SteppingEngine, streams: int, prompt_tokens: int) -> tuple[Gaps, Gaps, float]:
     """Gaps between tokens of `streams` answers: undisturbed, and while a prompt is read; and how long that took."""
     arrivals: list[list[float]] = [[] for _ in range(streams)]
     warm = [anyio.Event() for _ in range(streams)]
@@ -88,7 +91,7 @@ def _gaps(times: list[float], begin: float, end: float) -> Gaps:
     return np.array([after - before for before, after in itertools.pairwise(times) if begin < after and before < end])
 
 
-async def first_token_s(engine: HfEngine, shared_tokens: int) -> tuple[float, float]:
+async def first_token_s(engine: SteppingEngine, shared_tokens: int) -> tuple[float, float]:
     """Time to the first token of a prompt, and of another one that begins with the same tokens."""
     shared = prompt(next(_numbers), shared_tokens)
     found = []
@@ -99,7 +102,7 @@ async def first_token_s(engine: HfEngine, shared_tokens: int) -> tuple[float, fl
     return found[0], found[1]
 
 
-async def loop_lags_s(engine: HfEngine, streams: int, new_tokens: int) -> Gaps:
+async def loop_lags_s(engine: SteppingEngine, streams: int, new_tokens: int) -> Gaps:
     """How much later than asked the event loop wakes a sleeper while the engine runs; 0 streams: while it is idle."""
     lags: list[float] = []
     async with anyio.create_task_group() as tasks:

@@ -29,7 +29,7 @@ from fastchat_serve.engine import (
     ToolSpec,
 )
 from fastchat_serve.errors import EngineError, InvalidRequest, StartupError
-from fastchat_serve.text import ConstraintLimits, Constraints, HermesToolParser, ToolCallDelta
+from fastchat_serve.text import ConstraintLimits, Constraints, HermesToolParser, TokenizerVocabulary, ToolCallDelta
 from tests.text.walking import Walker
 
 pytest.importorskip("llguidance", reason="constraints need it, and come with it")
@@ -77,8 +77,8 @@ def walker(constraints: Constraints, tokenizer: Any, ends: set[int]) -> Walker:
 
 
 def made(tokenizer: Any, ends: set[int], **limits: Any) -> Constraints:
-    size = tokenizer.get_vocab_size() + PADDING
-    return Constraints(tokenizer, vocabulary_size=size, end_ids=ends, limits=ConstraintLimits(**limits))
+    vocabulary = TokenizerVocabulary(tokenizer, tokenizer.get_vocab_size() + PADDING)
+    return Constraints(vocabulary, end_ids=ends, limits=ConstraintLimits(**limits))
 
 
 # ------------------------------------------------------------------------------------------- schemas

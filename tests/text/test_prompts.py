@@ -16,7 +16,7 @@ from fastchat_serve import (
     TokenPrompt,
     Unsupported,
 )
-from fastchat_serve.text import ChatTemplate, Prompts, Vocabulary
+from fastchat_serve.text import ChatTemplate, Prompts, TokenizerVocabulary, Vocabulary
 from tests.sinks import a_request
 
 CONTEXT = 40
@@ -25,7 +25,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}<|end|
 
 @pytest.fixture
 def vocabulary(byte_level: Any) -> Vocabulary:
-    return Vocabulary(byte_level, byte_level.get_vocab_size())
+    return TokenizerVocabulary(byte_level, byte_level.get_vocab_size())
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_inputs_over_the_context_are_refused_or_cut_as_the_request_says(prompts:
 
 
 def test_a_token_is_shown_with_its_bytes_and_what_is_impossible_as_a_number(vocabulary: Vocabulary) -> None:
-    half = vocabulary.tokenizer.encode("ÿ").ids[0]
+    half = vocabulary.encode("ÿ", special=False)[0]
     shown = vocabulary.logprob(half, float("-inf"), [(half, -0.5)])
 
     assert (shown.token_id, shown.logprob) == (half, -9999.0)

@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 import tiny_models
 from blockbuster import blockbuster_ctx
-from hf_answers import Folder, Opened
+from hf_answers import Folder, Opened, engine_on
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from fastchat_backend_hf import HfOptions
-from fastchat_backend_hf.engine import HfEngine
-from fastchat_serve import EngineSetup
+from fastchat_serve.stepping import SteppingEngine
 
 transformers_logging.disable_progress_bar()
 
@@ -30,7 +28,7 @@ transformers_logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:
     """A blocking call of the engine on the event loop fails the test that made it."""
-    with blockbuster_ctx("fastchat_backend_hf"):
+    with blockbuster_ctx(["fastchat_backend_hf", "fastchat_serve.stepping"]):
         yield
 
 
@@ -69,10 +67,10 @@ def opened(folder: Folder) -> Opened:
     """``async with opened("llama", max_batch=4) as engine:``; also takes a folder."""
 
     @asynccontextmanager
-    async def opened(model: str | Path = "llama", **options: Any) -> AsyncIterator[HfEngine]:
+    async def opened(model: str | Path = "llama", **options: Any) -> AsyncIterator[SteppingEngine]:
         path = folder(model) if isinstance(model, str) else model
         settings: dict[str, Any] = {"kv_cache_tokens": 4096, "device": "cpu"} | options
-        async with HfEngine(EngineSetup(str(path), HfOptions(**settings), lambda *_: None)) as engine:
+        async with engine_on(path, **settings) as engine:
             yield engine
 
     return opened

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastchat_backend_hf.engine import HfEngine
-from fastchat_serve import ChatPrompt, Chunk, GenerateRequest, SamplingParams, TextPrompt, TokenPrompt
+from fastchat_backend_hf import HfOptions, open_hf
+from fastchat_serve import ChatPrompt, Chunk, EngineSetup, GenerateRequest, SamplingParams, TextPrompt, TokenPrompt
+from fastchat_serve.stepping import SteppingEngine
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
 Folder = Callable[[str], Path]
-Opened = Callable[..., AbstractAsyncContextManager[HfEngine]]
+Opened = Callable[..., AbstractAsyncContextManager[SteppingEngine]]
+
+
+def engine_on(folder: Path, **options: Any) -> SteppingEngine:
+    engine = open_hf(EngineSetup(str(folder), HfOptions(**options), lambda *_: None))
+    assert isinstance(engine, SteppingEngine)
+    return engine
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Answer:
         return self.chunks[-1]
 
 
-async def answer(engine: HfEngine, request: GenerateRequest) -> Answer:
+async def answer(engine: SteppingEngine, request: GenerateRequest) -> Answer:
     """The whole answer; checks that it ends once, with its last chunk."""
     async with asyncio.timeout(30):
         chunks = [chunk async for chunk in engine.generate_stream(request)]

@@ -167,12 +167,12 @@ async def test_a_constraint_that_becomes_too_complex_ends_its_own_answer_only(
     write = Matcher.write_mask
     calls = 0
 
-    def failing(self: Matcher, row: Any) -> None:
+    def failing(self: Matcher, row: Any, **options: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > 12:
             raise EngineError("too complex", code="constraint_too_complex")
-        write(self, row)
+        write(self, row, **options)
 
     async with opened() as engine:
         monkeypatch.setattr(Matcher, "write_mask", failing)

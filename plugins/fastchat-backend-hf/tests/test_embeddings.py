@@ -15,7 +15,6 @@ from hf_answers import Folder, Opened, answer, asking, until
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fastchat_backend_hf.embeddings import Embedder
-from fastchat_backend_hf.engine import HfEngine
 from fastchat_serve import (
     Capability,
     ContextOverflow,
@@ -27,6 +26,7 @@ from fastchat_serve import (
     TextPrompt,
     TokenPrompt,
 )
+from fastchat_serve.stepping import SteppingEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling
     return np.stack(rows)
 
 
-async def embed(engine: HfEngine, *texts: str, truncate: bool = False) -> Embeddings:
+async def embed(engine: SteppingEngine, *texts: str, truncate: bool = False) -> Embeddings:
     async with asyncio.timeout(20):
         return await engine.embed(EmbedRequest(id="e", inputs=tuple(map(TextPrompt, texts)), truncate=truncate))
 

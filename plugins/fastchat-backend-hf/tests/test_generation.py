@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fastchat_backend_hf.batch_runner import BatchRunner
-from fastchat_backend_hf.engine import HfEngine
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Context
 from fastchat_serve import (
@@ -29,6 +28,7 @@ from fastchat_serve import (
     TextPrompt,
     TokenPrompt,
 )
+from fastchat_serve.stepping import SteppingEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +45,7 @@ def generated(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> lis
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-async def all_answers(engine: HfEngine, requests: list[GenerateRequest], gaps: random.Random) -> list[Answer]:
+async def all_answers(engine: SteppingEngine, requests: list[GenerateRequest], gaps: random.Random) -> list[Answer]:
     """Answers to requests that arrive while others are under way: each waits for some chunks of the one before."""
     started = [asyncio.Event() for _ in requests]
 

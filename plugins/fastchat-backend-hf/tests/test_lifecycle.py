@@ -12,22 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from hf_answers import Folder, Opened, answer, asking, until
+from hf_answers import Folder, Opened, answer, asking, engine_on, until
 from torch import Tensor
 
-from fastchat_backend_hf import HfOptions
 from fastchat_backend_hf.batch_runner import BatchRunner
 from fastchat_backend_hf.cells import Cells
-from fastchat_backend_hf.embeddings import Embedder, EmbedJob
-from fastchat_backend_hf.engine import HfEngine
+from fastchat_backend_hf.embeddings import Embedder
 from fastchat_backend_hf.kv import LEAST_COLUMNS
-from fastchat_backend_hf.prompts import Prompts
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block
 from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.shelves import Shelf
 from fastchat_backend_hf.solo import SoloRunner
-from fastchat_serve import Chunk, EmbedRequest, EngineError, EngineSetup, OutOfMemory, TextPrompt, Unavailable
+from fastchat_serve import Chunk, EmbedRequest, EngineError, OutOfMemory, TextPrompt, Unavailable
+from fastchat_serve.stepping import EmbedJob, Preparation
 
 pytestmark = pytest.mark.anyio
 
@@ -79,15 +77,15 @@ async def test_an_aborted_request_is_let_go_before_the_prompts_in_front_of_it_ar
 ) -> None:
     """A conversation takes up to a second to render: nobody's slot waits for that of somebody else."""
     held, go_on = threading.Event(), threading.Event()
-    prepare = Prompts.sequence
+    prepare = Preparation.answer
 
-    def slow(self: Prompts, request: Any, *args: Any) -> Any:
+    def slow(self: Preparation[Any], request: Any, *args: Any) -> Any:
         if request.id == "slow":
             held.set()
             go_on.wait(10)
         return prepare(self, request, *args)
 
-    monkeypatch.setattr(Prompts, "sequence", slow)
+    monkeypatch.setattr(Preparation, "answer", slow)
     async with opened() as engine:
         first, sink = RecordingSink(), RecordingSink()
         engine.start(asking(id="slow"), first)
@@ -152,7 +150,7 @@ async def test_a_step_wakes_the_loop_once_for_all_streams(opened: Opened, monkey
 
 async def test_an_unloaded_engine_ends_its_streams_and_gives_its_memory_back(opened: Opened, folder: Folder) -> None:
     sink = RecordingSink()
-    engine = HfEngine(EngineSetup(str(folder("llama")), HfOptions(device="cpu"), lambda *_: None))
+    engine = engine_on(folder("llama"), device="cpu")
     for _ in range(2):  # it can be opened again
         sink = RecordingSink()
         async with asyncio.timeout(20):
@@ -214,7 +212,7 @@ async def test_unloading_does_not_wait_for_ever_for_a_stuck_step(
         release.wait(20)
         raise SystemExit
 
-    monkeypatch.setattr("fastchat_backend_hf.engine._UNLOAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("fastchat_serve.stepping.engine.CLOSE_TIMEOUT_S", 0.05)
     sink = RecordingSink()
     try:
         async with asyncio.timeout(10), opened() as engine:

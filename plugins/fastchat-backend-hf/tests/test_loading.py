@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
-import anyio.from_thread
 import msgspec
 import pytest
 import safetensors.torch
@@ -23,7 +24,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 import fastchat_backend_hf
 from fastchat_backend_hf import HfOptions, devices, open_hf, remarks, weights
 from fastchat_backend_hf.batch_runner import BatchRunner
-from fastchat_backend_hf.checkpoint import fingerprint
 from fastchat_backend_hf.context import model_context_length
 from fastchat_backend_hf.devices import bfloat16_instructions, parse_bytes, pick_device, pick_dtype, pick_threads
 from fastchat_serve import (
@@ -36,6 +36,7 @@ from fastchat_serve import (
     StartupError,
     TextPrompt,
 )
+from fastchat_serve.checkpoint import fingerprint
 
 pytestmark = pytest.mark.anyio
 
@@ -264,12 +265,24 @@ async def test_progress_is_told_while_loading(folder: Folder) -> None:
 async def test_loading_that_is_given_up_ends_at_its_next_step(folder: Folder) -> None:
     """So that SIGTERM need not wait for all of a large model."""
     told: list[str] = []
-    scope = anyio.CancelScope()
+    loop, scope, seen = asyncio.get_running_loop(), anyio.CancelScope(), threading.Event()
+
+    def give_up() -> None:
+        scope.cancel()
+        after_turns(10)
+
+    def after_turns(turns: int) -> None:
+        """The engine learns of it within a few turns of the loop."""
+        if turns:
+            loop.call_soon(after_turns, turns - 1)
+        else:
+            seen.set()
 
     def report(stage: str, fraction: float | None = None) -> None:
         told.append(stage)
-        if stage == "reading the tokenizer":
-            anyio.from_thread.run_sync(scope.cancel)
+        if stage == "reading the tokenizer" and not seen.is_set():
+            loop.call_soon_threadsafe(give_up)
+            assert seen.wait(10)
 
     with scope:
         async with open_hf(EngineSetup(str(folder("llama")), HfOptions(device="cpu"), report)):

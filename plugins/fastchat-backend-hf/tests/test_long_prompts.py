@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from fastchat_backend_hf import scoring
 from fastchat_backend_hf.batch_runner import BatchRunner
-from fastchat_backend_hf.generation import Generation, News
+from fastchat_backend_hf.generation import Generation
 from fastchat_backend_hf.pace import STEP_TOKENS, Pace
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block
 from fastchat_serve import Chunk, OutOfMemory
+from fastchat_serve.stepping import News
 
 pytestmark = pytest.mark.anyio
 

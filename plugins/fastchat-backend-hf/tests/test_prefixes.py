@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastchat_backend_hf.batch_runner import BatchRunner
-from fastchat_backend_hf.engine import HfEngine
 from fastchat_backend_hf.prefixes import PrefixCache
 from fastchat_backend_hf.reading import BLOCK_TOKENS, Reading
 from fastchat_serve import EngineError
+from fastchat_serve.stepping import SteppingEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -29,14 +29,14 @@ def cached(got: Answer) -> int:
     return got.last.usage.cached_tokens
 
 
-def runner(engine: HfEngine) -> BatchRunner:
+def runner(engine: SteppingEngine) -> BatchRunner:
     generation = engine._loaded.generation
     assert generation is not None
     assert isinstance(generation._runner, BatchRunner)
     return generation._runner
 
 
-def kept_tokens(engine: HfEngine) -> int:
+def kept_tokens(engine: SteppingEngine) -> int:
     prefixes = runner(engine)._prefixes
     assert prefixes is not None
     return prefixes.tokens

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hf_answers import Opened, answer, asking, until
 
-from fastchat_backend_hf.prompts import Prompts
 from fastchat_serve import EngineError, TextPrompt
+from fastchat_serve.stepping import Preparation
 from fastchat_serve.text import is_slow
 
 pytestmark = pytest.mark.anyio
@@ -20,16 +20,16 @@ async def test_a_short_prompt_overtakes_any_number_of_long_ones(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, go_on = threading.Event(), threading.Event()
-    prepare = Prompts.sequence
+    prepare = Preparation.answer
 
-    def slow(self: Prompts, request: Any, *args: Any) -> Any:
+    def slow(self: Preparation[Any], request: Any, *args: Any) -> Any:
         if is_slow(request):
             held.set()
             go_on.wait(10)
             raise EngineError("long enough")
         return prepare(self, request, *args)
 
-    monkeypatch.setattr(Prompts, "sequence", slow)
+    monkeypatch.setattr(Preparation, "answer", slow)
     async with opened() as engine:
         long = [asyncio.create_task(answer(engine, asking(TextPrompt("word " * 20_000), id=str(i)))) for i in range(9)]
         await until(held.is_set)

@@ -29,15 +29,19 @@ class Row:
 
     request: GenerateRequest
     prompt: list[int] = field(default_factory=lambda: [1, 2, 3])
-    answer: list[int] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
     stop_ids: frozenset[int] = frozenset({0})
     mask: object = None
+
+    @property
+    def forbidden(self) -> frozenset[int]:
+        return self.stop_ids if len(self.drawn) < self.request.sampling.min_tokens else frozenset()
 
 
 def row(*, answer: tuple[int, ...] = (), logprobs: int | None = None, **sampling: Any) -> Row:
     params = SamplingParams(**sampling)
     return Row(
-        GenerateRequest(id="r", prompt=TokenPrompt((1,)), sampling=params, logprobs=logprobs), answer=list(answer)
+        GenerateRequest(id="r", prompt=TokenPrompt((1,)), sampling=params, logprobs=logprobs), drawn=list(answer)
     )
 
 
@@ -55,12 +59,12 @@ def plain_draw(one: Row, logits: list[float]) -> set[int]:
     scores = list(logits)
     for token, bias in (params.logit_bias or {}).items():
         scores[token] += bias
-    seen = Counter(one.answer)
+    seen = Counter(one.drawn)
     for token in range(VOCABULARY):
         if token in seen or token in one.prompt:
             scores[token] *= params.repetition_penalty if scores[token] < 0 else 1 / params.repetition_penalty
         scores[token] -= params.frequency_penalty * seen[token] + params.presence_penalty * (token in seen)
-    if len(one.answer) < params.min_tokens:
+    if len(one.drawn) < params.min_tokens:
         for token in one.stop_ids:
             scores[token] = -math.inf
     if params.temperature == 0:
@@ -80,7 +84,7 @@ def plain_draw(one: Row, logits: list[float]) -> set[int]:
                 break
         weights = [w if w >= least else 0 for w in weights]
     weights = [w if w >= params.min_p else 0 for w in weights]
-    chance = uniforms(np.array([params.seed], np.uint64), np.array([len(one.answer)], np.uint64))[0]
+    chance = uniforms(np.array([params.seed], np.uint64), np.array([len(one.drawn)], np.uint64))[0]
     aim, mass = chance * sum(weights), 0.0
     found = set()
     for token, weight in enumerate(weights):
@@ -196,7 +200,7 @@ def test_penalties_count_what_is_drawn_between_steps() -> None:
     for _ in range(4):
         (result,) = steps.draw(torch.tensor([[0.0, 2.5, 2.0]]))
         assert result.token is not None
-        one.answer.append(result.token)
+        one.drawn.append(result.token)
         drawn.append(result.token)
     assert drawn == [1, 2, 1, 2]
 
@@ -222,15 +226,15 @@ def test_penalties_of_those_who_stay_outlast_a_change_of_rows(monkeypatch: pytes
         last = Sampler(cast("list[TokenSequence]", list(rows)), CPU, last)
         for one, result in zip(rows, last.draw(logits.repeat(len(rows), 1)), strict=True):
             assert result.token is not None
-            one.answer.append(result.token)
+            one.drawn.append(result.token)
     alone, expected = sampler(fresh := row(**penalty)), []
     fresh.prompt = [0]
     for _ in range(5):
         (result,) = alone.draw(logits[None].clone())
         assert result.token is not None
-        fresh.answer.append(result.token)
+        fresh.drawn.append(result.token)
         expected.append(result.token)
-    assert stays.answer == expected
+    assert stays.drawn == expected
     assert len(counted) == 2 * 4, "answer and prompt of each of four"
 
 

@@ -19,9 +19,9 @@ import pytest
 from blockbuster import blockbuster_ctx
 from llamacpp_answers import Opened
 
-from fastchat_backend_llamacpp import LlamaCppOptions
-from fastchat_backend_llamacpp.engine import LlamaCppEngine
+from fastchat_backend_llamacpp import LlamaCppOptions, open_llamacpp
 from fastchat_serve import EngineSetup
+from fastchat_serve.stepping import SteppingEngine
 
 NEEDS_LIBRARY = "llama-cpp-python is not installed"
 
@@ -29,7 +29,7 @@ NEEDS_LIBRARY = "llama-cpp-python is not installed"
 @pytest.fixture(autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:
     """A blocking call of the engine on the event loop fails the test that made it."""
-    with blockbuster_ctx("fastchat_backend_llamacpp"):
+    with blockbuster_ctx(["fastchat_backend_llamacpp", "fastchat_serve.stepping"]):
         yield
 
 
@@ -73,10 +73,12 @@ def opened(converted: Callable[..., Path]) -> Opened:
     """``async with opened(max_batch=4) as engine:``; also takes a file. The cache is exact unless asked otherwise."""
 
     @asynccontextmanager
-    async def opened(file: Path | None = None, **options: Any) -> AsyncIterator[LlamaCppEngine]:
+    async def opened(file: Path | None = None, **options: Any) -> AsyncIterator[SteppingEngine]:
         settings = {"cache_type_k": "f32", "cache_type_v": "f32", "kv_cache_tokens": 4096} | options
         setup = EngineSetup(str(file or converted()), LlamaCppOptions(**settings), lambda *_: None)
-        async with LlamaCppEngine(setup) as engine:
+        engine = open_llamacpp(setup)
+        assert isinstance(engine, SteppingEngine)
+        async with engine:
             yield engine
 
     return opened

@@ -8,11 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from fastchat_backend_llamacpp.engine import LlamaCppEngine
 from fastchat_serve import ChatPrompt, Chunk, GenerateRequest, Message, SamplingParams, TextPrompt, TokenPrompt
+from fastchat_serve.stepping import SteppingEngine
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
-Opened = Callable[..., AbstractAsyncContextManager[LlamaCppEngine]]
+Opened = Callable[..., AbstractAsyncContextManager[SteppingEngine]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RecordingSink:
         self.ends.append(error)
 
 
-async def answer(engine: LlamaCppEngine, request: GenerateRequest) -> Answer:
+async def answer(engine: SteppingEngine, request: GenerateRequest) -> Answer:
     """The whole answer; checks that it ends once, with its last chunk."""
     async with asyncio.timeout(60):
         chunks = [chunk async for chunk in engine.generate_stream(request)]

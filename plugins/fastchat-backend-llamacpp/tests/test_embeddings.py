@@ -11,14 +11,14 @@ import pytest
 from llamacpp_answers import Opened, answer, asking, until
 from numpy.typing import NDArray
 
-from fastchat_backend_llamacpp.engine import LlamaCppEngine
 from fastchat_serve import Capability, ContextOverflow, EmbedRequest, InvalidRequest, TextPrompt, TokenPrompt
+from fastchat_serve.stepping import SteppingEngine
 
 pytestmark = pytest.mark.anyio
 
 
 async def vectors(
-    engine: LlamaCppEngine, *inputs: str | tuple[int, ...], truncate: bool = False
+    engine: SteppingEngine, *inputs: str | tuple[int, ...], truncate: bool = False
 ) -> NDArray[np.float32]:
     prompts = tuple(TextPrompt(text) if isinstance(text, str) else TokenPrompt(text) for text in inputs)
     async with asyncio.timeout(60):

@@ -8,7 +8,6 @@ import random
 import pytest
 from llamacpp_answers import Answer, Opened, answer, asking, saying
 
-from fastchat_backend_llamacpp.engine import LlamaCppEngine
 from fastchat_serve import (
     ContextOverflow,
     DeadlineExceeded,
@@ -17,6 +16,7 @@ from fastchat_serve import (
     TextPrompt,
     TokenPrompt,
 )
+from fastchat_serve.stepping import SteppingEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ def random_prompt(rng: random.Random, longest: int = 200) -> list[int]:
     return [rng.randrange(4, 2000) for _ in range(rng.randint(1, longest))]
 
 
-async def all_answers(engine: LlamaCppEngine, requests: list[GenerateRequest]) -> list[Answer]:
+async def all_answers(engine: SteppingEngine, requests: list[GenerateRequest]) -> list[Answer]:
     return await asyncio.gather(*(answer(engine, request) for request in requests))
 
 

@@ -14,9 +14,9 @@ import pytest
 from llamacpp_answers import Opened, RecordingSink, answer, asking, saying, until
 
 from fastchat_backend_llamacpp.native import Batch, Context, DecodeFailed
-from fastchat_backend_llamacpp.prompts import Prompts
 from fastchat_backend_llamacpp.sampling import Sampler
 from fastchat_serve import EmbedRequest, EngineError, OutOfMemory, TextPrompt, Unavailable
+from fastchat_serve.text import Prompts
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from fastchat_serve import Engine
 @pytest.fixture(autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:
     """A blocking call of the engine on the event loop fails the test that made it."""
-    with blockbuster_ctx("fastchat_backend_mlx"):
+    with blockbuster_ctx(["fastchat_backend_mlx", "fastchat_serve.stepping"]):
         yield
 
 

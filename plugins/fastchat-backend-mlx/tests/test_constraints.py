@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,6 @@ pytest.importorskip("mlx_lm", reason="mlx is not installed here")
 
 from mlx_answers import PROMPTS, Opened, answer, answers, asking
 
-from fastchat_backend_mlx.sampling import Drawing
 from fastchat_serve import (
     ChatPrompt,
     Choice,
@@ -25,6 +25,7 @@ from fastchat_serve import (
     Regex,
     ToolSpec,
 )
+from fastchat_serve.text import Matcher
 
 pytestmark = pytest.mark.anyio
 
@@ -118,12 +119,16 @@ async def test_a_constraint_that_is_wrong_is_refused(opened: Opened) -> None:
 async def test_a_constraint_that_fails_ends_its_own_answer_only(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise EngineError("The answer cannot go on under its constraint.")
+    write = Matcher.write_mask
+
+    def fail(self: Matcher, row: Any, **options: Any) -> None:
+        if options:  # not while it is compiled
+            raise EngineError("The answer cannot go on under its constraint.")
+        write(self, row)
 
     async with opened() as engine:
         alone = await answer(engine, asking(min_tokens=4))
-        monkeypatch.setattr(Drawing, "_without_end", fail)
+        monkeypatch.setattr(Matcher, "write_mask", fail)
         broken = engine.generate_stream(asking(constraint=JsonObject(), min_tokens=4))
         neighbour = engine.generate_stream(asking(min_tokens=4))
         first = await anext(neighbour)

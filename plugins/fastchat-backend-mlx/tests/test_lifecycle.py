@@ -16,11 +16,12 @@ pytest.importorskip("mlx_lm", reason="mlx is not installed here")
 
 from mlx_answers import PROMPTS, Opened, answer, asking, setup, until
 from mlx_lm.generate import BatchGenerator
+from msgspec.structs import replace
 
 from fastchat_backend_mlx import open_mlx
 from fastchat_backend_mlx.generation import Generation
-from fastchat_backend_mlx.preparation import Preparation
 from fastchat_serve import Chunk, DeadlineExceeded, EngineError, OutOfMemory, TextPrompt, Unavailable
+from fastchat_serve.stepping import Preparation
 
 pytestmark = pytest.mark.anyio
 
@@ -187,7 +188,7 @@ async def test_a_thread_that_dies_ends_all_streams_and_the_engine_says_so(
         assert engine.fatal_error is error
         with pytest.raises(EngineError, match="stopped working"):
             await answer(engine, asking())
-        await until(lambda: not engine_threads())
+    assert not engine_threads()
 
 
 async def test_a_request_that_cannot_be_prepared_is_told_no_internals(
@@ -196,8 +197,8 @@ async def test_a_request_that_cannot_be_prepared_is_told_no_internals(
     def fail(*_: object) -> None:
         raise ValueError("/secret/path")
 
+    monkeypatch.setattr(Preparation, "answer", fail)
     async with opened() as engine:
-        monkeypatch.setattr(Preparation, "answer", fail)
         with pytest.raises(EngineError) as caught:
             await answer(engine, asking())
         assert "secret" not in str(caught.value)
@@ -207,8 +208,8 @@ async def test_closing_ends_the_streams_and_leaves_nothing_behind() -> None:
     engine = open_mlx(setup(prefix_cache_bytes="64MiB"))
     sink = RecordingSink()
     async with engine:
-        generation = weakref.ref(engine._model.generation)  # type: ignore[attr-defined]
-        model = weakref.ref(engine._model.generation._model)  # type: ignore[attr-defined]
+        generation = weakref.ref(engine._loaded.generation)  # type: ignore[attr-defined]
+        model = weakref.ref(engine._loaded.generation._model)  # type: ignore[attr-defined]
         await answer(engine, asking())
         engine.start(ENDLESS, sink)  # type: ignore[attr-defined]
         await until(lambda: bool(sink.chunks))
@@ -237,12 +238,7 @@ async def test_two_engines_in_one_process_do_not_disturb_each_other(opened: Open
 
 async def test_loading_that_is_cancelled_leaves_no_thread() -> None:
     began = threading.Event()
-    engine = open_mlx(setup())
-    engine._setup = type(engine._setup)(  # type: ignore[attr-defined]
-        engine._setup.model,  # type: ignore[attr-defined]
-        engine._setup.options,  # type: ignore[attr-defined]
-        lambda stage, fraction=None: began.set(),
-    )
+    engine = open_mlx(replace(setup(), progress=lambda stage, fraction=None: began.set()))
     opening = asyncio.create_task(engine.__aenter__())
     await until(began.is_set)
     opening.cancel()

@@ -15,10 +15,10 @@ from mlx_answers import WEIGHTS
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fastchat_backend_mlx.answers import Answer
 from fastchat_backend_mlx.sampling import Drawing
 from fastchat_serve import GenerateRequest, SamplingParams, TokenPrompt, uniform
-from fastchat_serve.text import AnswerText
+from fastchat_serve.stepping import Answer
+from fastchat_serve.text import AnswerText, Detokenizer
 
 VOCABULARY = 200
 PROMPT = (5, 6, 6, 190)
@@ -60,16 +60,17 @@ def drawing_for(params: SamplingParams) -> Drawing:
     request = GenerateRequest(id="r", prompt=TokenPrompt(PROMPT), sampling=params, resume_token_ids=DRAWN, logprobs=1)
     return Drawing(
         Answer(
-            request,
-            SimpleNamespace(aborted=False),
-            PROMPT,
-            AnswerText(Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))),
+            request=request,
+            stream=SimpleNamespace(aborted=False),
+            prompt=PROMPT,
+            text=AnswerText(Detokenizer(Tokenizer.from_file(str(WEIGHTS / "tokenizer.json")))),
             limit=100,
             order=(0, 0),
             deadline=None,
             stop_ids=frozenset([END]),
             constraint=None,
             mask=None,
+            echo=None,
         )
     )
 

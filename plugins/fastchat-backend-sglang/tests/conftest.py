@@ -20,7 +20,7 @@ from sglang_answers import Opened, opened_on
 from tokenizers import Tokenizer
 
 from fastchat_backend_sglang.engine import SglangEngine
-from fastchat_serve.text import Vocabulary
+from fastchat_serve.text import TokenizerVocabulary
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,8 @@ def demo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def vocabulary(demo: Path) -> Vocabulary:
-    return Vocabulary(Tokenizer.from_file(str(demo / "tokenizer.json")), 2048)
+def vocabulary(demo: Path) -> TokenizerVocabulary:
+    return TokenizerVocabulary(Tokenizer.from_file(str(demo / "tokenizer.json")), 2048)
 
 
 @pytest.fixture(scope="session")

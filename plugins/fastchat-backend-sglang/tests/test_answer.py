@@ -28,7 +28,7 @@ class Made:
 
 
 def ids(vocabulary: Vocabulary, text: str) -> list[int]:
-    encoded: list[int] = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+    encoded = vocabulary.encode(text, special=False)
     return encoded
 
 

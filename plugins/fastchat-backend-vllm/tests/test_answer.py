@@ -12,18 +12,18 @@ from vllm_answers import asking
 
 from fastchat_backend_vllm.answer import Answer
 from fastchat_serve import EngineError, GenerateRequest, InvalidRequest, JsonObject
-from fastchat_serve.text import AnswerText, Vocabulary
+from fastchat_serve.text import AnswerText, TokenizerVocabulary, Vocabulary
 
 END = 2
 
 
 @pytest.fixture(scope="module")
 def vocabulary(demo: Path) -> Vocabulary:
-    return Vocabulary(Tokenizer.from_file(str(demo / "tokenizer.json")), 2048)
+    return TokenizerVocabulary(Tokenizer.from_file(str(demo / "tokenizer.json")), 2048)
 
 
 def begun(vocabulary: Vocabulary, request: GenerateRequest) -> Answer:
-    text = AnswerText(vocabulary.tokenizer, stops=request.sampling.stop)
+    text = AnswerText(vocabulary.detokenizer(), stops=request.sampling.stop)
     return Answer(
         request,
         vocabulary,
@@ -42,7 +42,7 @@ def output(ids: list[int], finish_reason: str | None = None, stop_reason: int | 
 
 
 def test_tokens_drawn_after_a_stop_string_are_nobodys(vocabulary: Vocabulary) -> None:
-    ids = vocabulary.tokenizer.encode("The capital of France is Paris.").ids
+    ids = vocabulary.encode("The capital of France is Paris.", special=True)
     answer = begun(vocabulary, asking(stop=("capital",), max_tokens=40))
 
     chunk = answer.take(output([*ids, END], "stop"))

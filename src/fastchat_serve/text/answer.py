@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastchat_serve.text.detokenize import Detokenizer, Tokenizer
+from fastchat_serve.text.detokenize import TextOfTokens
 from fastchat_serve.text.stop import StopStrings
 
 __all__ = ["AnswerText"]
@@ -13,16 +13,9 @@ __all__ = ["AnswerText"]
 class AnswerText:
     """The text of one answer as its tokens are drawn: complete characters only, nothing from a stop string on."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        prompt_ids: Sequence[int] = (),
-        stops: Sequence[str] = (),
-        skip_special_tokens: bool = True,
-    ) -> None:
-        """Raises `InvalidRequest` for an empty stop string."""
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special_tokens=skip_special_tokens)
+    def __init__(self, detokenizer: TextOfTokens, *, stops: Sequence[str] = ()) -> None:
+        """`detokenizer` is a new one: `Vocabulary.detokenizer`. Raises `InvalidRequest` for an empty stop string."""
+        self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
 
     @property

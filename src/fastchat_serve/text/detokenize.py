@@ -1,26 +1,39 @@
 """Text out of tokens as they are drawn, never decoding anything twice.
 
-The work is done by ``tokenizers.decoders.DecodeStream``, which decodes a few tokens at a time and
-waits while the text ends in an incomplete character. What it leaves open is settled here: it
-waits without limit where bytes never become a character or tokens have no text, and it fails for good
-where a decoder takes back text it gave before. ``tokenizers`` comes with the engine, so it is imported
-when the first answer needs it.
+For a ``tokenizers.Tokenizer`` the work is done by ``tokenizers.decoders.DecodeStream``, which decodes a few tokens at a
+time and waits while the text ends in an incomplete character. What it leaves open is settled here: it waits without
+limit where bytes never become a character or tokens have no text, and it fails for good where a decoder takes back text
+it gave before. ``tokenizers`` comes with the engine, so it is imported when the first answer needs it. Where a library
+says what bytes a token writes, no decoder is needed but UTF-8's.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
 
-__all__ = ["Detokenizer", "TokenBytes", "Tokenizer"]
+__all__ = ["ByteDetokenizer", "Detokenizer", "TextOfTokens", "TokenBytes", "Tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 _MAX_HELD_TOKENS = 16
 """A character has at most four bytes, hence four tokens; more only wait if they are no character."""
+
+
+class TextOfTokens(Protocol):
+    """The text of one answer: complete characters only."""
+
+    def feed(self, token_id: int) -> str:
+        """The text that is complete now that `token_id` was drawn."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back: the answer has ended, so an incomplete character becomes U+FFFD."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -138,6 +151,25 @@ class Detokenizer:
 
     def _has_text(self, token_id: int) -> bool:
         return bool(self._decode([token_id]))
+
+
+class ByteDetokenizer:
+    """The text of one answer, by the bytes of its tokens."""
+
+    def __init__(self, shown: Callable[[int], bytes], *, prompt_ids: Sequence[int] = ()) -> None:
+        """`shown` gives what a token adds to an answer's text.
+
+        A character that the prompt began and the answer completes belongs to the answer.
+        """
+        self._shown = shown
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder.decode(b"".join(map(shown, prompt_ids[-_MAX_HELD_TOKENS:])))
+
+    def feed(self, token_id: int) -> str:
+        return self._decoder.decode(self._shown(token_id))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
 
 
 class TokenBytes:

@@ -37,6 +37,11 @@ class Lanes:
         for lane in (self._quick, self._slow):
             lane.shutdown(wait=False, cancel_futures=True)
 
+    def join(self) -> None:
+        """Wait, once closed, for what is under way."""
+        for lane in (self._quick, self._slow):
+            lane.shutdown(wait=True)
+
 
 def is_slow(about: GenerateRequest | EmbedRequest | TextPrompt | TokenPrompt | ChatPrompt) -> bool:
     """Whether it takes long to tokenise, or has a constraint to compile."""

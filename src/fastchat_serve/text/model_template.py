@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastchat_serve.errors import ConfigError
 from fastchat_serve.text.chat_template import ChatTemplate
 
-__all__ = ["VariableType", "chat_template_of"]
+__all__ = ["VariableType", "chat_template_of", "make_template"]
 
 VariableType = Literal["bool", "int", "float", "str"]
 """What a template's variable that requests may set is, as options name it."""
@@ -30,14 +30,27 @@ def chat_template_of(
         ConfigError: `file` cannot be read.
         StartupError: The template is broken.
     """
-    source = tokenizer.chat_template if file is None else _read(file)
+    source = tokenizer.chat_template
     if isinstance(source, Mapping):  # several, by name
         source = source.get("default")
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return make_template(source, special_tokens=special, file=file, variables=variables)
+
+
+def make_template(
+    source: str | None,
+    *,
+    special_tokens: Mapping[str, str],
+    file: Path | None,
+    variables: Mapping[str, VariableType],
+) -> ChatTemplate | None:
+    """The template in `file`, otherwise that of the model, `source`. As `chat_template_of`."""
+    if file is not None:
+        source = _read(file)
     if not source:
         return None
-    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     return ChatTemplate(
-        source, special_tokens=special, options={name: _TYPES[kind] for name, kind in variables.items()}
+        source, special_tokens=special_tokens, options={name: _TYPES[kind] for name, kind in variables.items()}
     )
 
 

@@ -7,7 +7,6 @@ meanwhile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -15,9 +14,6 @@ from fastchat_serve.engine import ChatPrompt, EmbedRequest, GenerateRequest, Pro
 from fastchat_serve.errors import ContextOverflow, InvalidRequest, Unsupported
 from fastchat_serve.text.chat_template import ChatTemplate
 from fastchat_serve.text.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 __all__ = ["PreparedPrompt", "Prompts", "check_text"]
 
@@ -50,7 +46,6 @@ class Prompts:
         empty_prompt_id: int | None = None,
     ) -> None:
         self._vocabulary, self._template = vocabulary, template
-        self._tokenizer = vocabulary.tokenizer
         self._context_length, self._empty_prompt_id = context_length, empty_prompt_id
 
     def prepare(self, request: GenerateRequest) -> PreparedPrompt:
@@ -83,8 +78,7 @@ class Prompts:
     def text(self, token_ids: Sequence[int]) -> str:
         """What the tokens say, special ones included. Raises `InvalidRequest`."""
         self._vocabulary.check_ids("tokens", token_ids)
-        (text,) = self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=False)
-        return text
+        return self._vocabulary.decode(token_ids)
 
     def _text_and_ids(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> tuple[str | None, list[int]]:
         text: str | None
@@ -108,12 +102,7 @@ class Prompts:
         if fewest > self._context_length:  # so long that it need not be read
             raise ContextOverflow(limit=self._context_length, prompt_tokens=fewest, param=param)
         check_text(text, param)
-        return self._encoding(text, special=special).ids
-
-    def _encoding(self, text: str, *, special: bool) -> Encoding:
-        """As a batch of one, for which the tokenizer lets other threads run; a single text it encodes alone."""
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
-        return encoding
+        return self._vocabulary.encode(text, special=special)
 
     def _input(self, prompt: TextPrompt | TokenPrompt, number: int, truncate: bool) -> list[int]:
         """One text to embed."""
@@ -123,9 +112,9 @@ class Prompts:
             ids = list(prompt.token_ids)[: limit if truncate else None]
         elif truncate:
             check_text(prompt.text, "input")
-            encoding = self._encoding(prompt.text[: limit * self._vocabulary.longest_token], special=False)
-            encoding.truncate(limit - self._tokenizer.num_special_tokens_to_add(False))
-            ids = self._tokenizer.post_process(encoding, None, True).ids
+            ids = self._vocabulary.encode(
+                prompt.text[: limit * self._vocabulary.longest_token], special=True, most=limit
+            )
         else:
             ids = self._encode(prompt.text, "input", special=True)
         if not ids:

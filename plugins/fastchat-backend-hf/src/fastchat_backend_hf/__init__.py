@@ -14,9 +14,11 @@ CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS}
 
 def open_hf(setup: EngineSetup) -> Engine:
     """An engine for `setup`, not loaded yet."""
-    from fastchat_backend_hf.engine import HfEngine
+    from fastchat_backend_hf.devices import empty_cache
+    from fastchat_backend_hf.loading import load
+    from fastchat_serve.stepping import SteppingEngine
 
-    return HfEngine(setup)
+    return SteppingEngine(setup, load, name="hf", leave=empty_cache)
 
 
 @hookimpl

@@ -1,16 +1,13 @@
-"""A model folder before it is loaded: where it is, what it holds, how big it is, who it is.
+"""A model folder before it is loaded: what it holds, and how big it is.
 
-A folder never touches the network. Anything else is a hub id, which is downloaded to the hub's cache first
-(or found there, when offline) and is a folder from then on.
+What backends for such folders share is in `fastchat_serve.checkpoint`; here is what transformers knows of one.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -24,28 +21,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fastchat_serve import Progress, StartupError
+from fastchat_serve.checkpoint import find_folder, weight_files
 
-__all__ = ["Checkpoint", "Kind", "fingerprint", "open_checkpoint", "read_json"]
+__all__ = ["Checkpoint", "Kind", "open_checkpoint"]
 
 Kind = Literal["causal", "encoder-decoder", "encoder"]
 
-_WEIGHTS = ("*.safetensors", "*.bin")
-_HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "1_Pooling/*")
-_IDENTITY_FILES = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-"""What, beside weights and chat template, decides which tokens a request becomes and where its answer ends."""
 _PLAIN_NUMBERS = ("F64", "F32", "F16", "BF16")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SAMPLE = 2**20
-_SAMPLES = 64
-"""Of a large file, this many samples of `_SAMPLE` bytes go into the fingerprint: any training changes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +76,7 @@ class Checkpoint:
 
 def open_checkpoint(model: str, *, revision: str | None, trust_remote_code: bool, progress: Progress) -> Checkpoint:
     """Find `model`, a folder or a hub id, and see what it is. Raises `StartupError`."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if folder.is_absolute() or not _HUB_ID.fullmatch(model):
-            raise StartupError(f"no such model folder: {model}")
-        folder = _download(model, revision, trust_remote_code, progress)
-    if not (folder / "config.json").is_file():
-        raise StartupError(f"{model} is not a model folder: it has no config.json")
+    folder = find_folder(model, revision=revision, with_code=trust_remote_code, progress=progress)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises whatever a broken config leads to
@@ -109,43 +85,6 @@ def open_checkpoint(model: str, *, revision: str | None, trust_remote_code: bool
     if not checkpoint.weight_files:
         raise StartupError(f"{model} has no weights: neither .safetensors nor .bin files")
     return checkpoint
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files with weights, by name; pickles only if there are no safetensors."""
-    return next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
-
-
-def read_json(path: Path) -> Any:
-    """The file's content, None if there is no such file. Raises `StartupError` if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StartupError(f"{path.name} of the model is not valid JSON: {error}") from error
-
-
-def fingerprint(folders: list[Path], *salt: str) -> str:
-    """Equal for equal weights, tokenizer and `salt`. Reads at most 64 MiB of each file."""
-    digest = blake2b(repr(salt).encode(), digest_size=16)
-    for folder in folders:
-        for path in [*(folder / name for name in _IDENTITY_FILES), *weight_files(folder)]:
-            if path.is_file():
-                digest.update(f"{path.name}:{path.stat().st_size};".encode())
-                for block in _samples(path):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def _samples(path: Path) -> Iterator[bytes]:
-    """The beginning, which is the header of a safetensors file, and more at even distances."""
-    size = path.stat().st_size
-    stride = max(_SAMPLE, size // _SAMPLES)
-    with path.open("rb") as file:
-        for offset in range(0, size, stride):
-            file.seek(offset)
-            yield file.read(_SAMPLE)
 
 
 def _sizes(path: Path) -> tuple[int, int]:
@@ -187,40 +126,6 @@ def _kind(model: str, config: PreTrainedConfig, trust_remote_code: bool) -> Kind
         f"{model} is neither a causal language model nor a text encoder: its architecture is "
         f"{architecture or config.model_type!r}"
     )
-
-
-def _download(model: str, revision: str | None, trust_remote_code: bool, progress: Progress) -> Path:
-    """Fetch a hub model into the hub's cache; what is there is not fetched again."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-
-    progress(f"looking up {model}")
-    wanted = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
-    try:
-        if constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
-        files = HfApi().list_repo_files(model, revision=revision)
-        pattern = next((p for p in _WEIGHTS if any(Path(name).match(p) and "/" not in name for name in files)), None)
-        progress(f"downloading {model}")
-        found = snapshot_download(model, revision=revision, allow_patterns=[*wanted, *([pattern] if pattern else [])])
-    except RepositoryNotFoundError as error:
-        raise StartupError(f"no folder {model!r} here, and no such model on the hub (or it is private)") from error
-    except LocalEntryNotFoundError as error:
-        raise StartupError(f"no folder {model!r} here, and the hub cannot be reached to download it") from error
-    except Exception as error:  # whatever the client's HTTP library raises when there is no network
-        return _from_cache(model, revision, error)
-    return Path(found)
-
-
-def _from_cache(model: str, revision: str | None, cause: Exception) -> Path:
-    """The network failed: an earlier download will do."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise StartupError(f"no folder {model!r} here, and downloading it failed: {_first_line(cause)}") from cause
 
 
 def _first_line(error: Exception) -> str:

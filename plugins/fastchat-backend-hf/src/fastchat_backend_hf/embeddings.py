@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, Literal
 
 import numpy as np
@@ -15,26 +14,13 @@ from torch import Tensor
 
 from fastchat_backend_hf.devices import execution_device
 from fastchat_backend_hf.failures import as_serve_error, is_fatal
+from fastchat_serve.stepping import EmbedJob
 
-__all__ = ["EmbedJob", "Embedder", "Pooling"]
+__all__ = ["Embedder", "Pooling"]
 
 logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls", "last"]
-
-
-class EmbedJob:
-    """Token ids of some texts, and the vectors found so far.
-
-    `future` gets ``[texts, dimensions]`` as float32; cancelling it ends the job.
-    """
-
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        self.texts = texts
-        self.future: Future[NDArray[np.float32]] = Future()
-        # Texts of like length share a pass, so that little of it is padding.
-        self.todo = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        self.vectors: dict[int, NDArray[np.float32]] = {}
 
 
 class Embedder:
@@ -46,10 +32,9 @@ class Embedder:
         self._device = execution_device(model.get_input_embeddings())
         self._settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
+    @torch.inference_mode()
     def advance(self, job: EmbedJob) -> bool:
         """Make one pass for `job`; True when the job is over."""
-        if job.future.cancelled():
-            return True
         batch = self._next_batch(job)
         try:
             vectors = self._embed([job.texts[i] for i in batch])
@@ -57,13 +42,9 @@ class Embedder:
             if is_fatal(error):
                 raise
             logger.exception("embedding failed")
-            _settle(job.future, as_serve_error(error))
+            job.fail(as_serve_error(error))
             return True
-        job.vectors.update(zip(batch, vectors, strict=True))
-        if job.todo:
-            return False
-        _settle(job.future, np.stack([job.vectors[i] for i in range(len(job.texts))]))
-        return True
+        return job.found(dict(zip(batch, vectors, strict=True)))
 
     def _next_batch(self, job: EmbedJob) -> list[int]:
         """Take the longest texts left that fit a pass together."""
@@ -90,12 +71,3 @@ class Embedder:
         if self._pooling == "last":
             return states[torch.arange(len(sizes), device=states.device), sizes - 1]
         return (states * mask[..., None]).sum(1) / sizes[:, None]
-
-
-def _settle(future: Future[NDArray[np.float32]], outcome: NDArray[np.float32] | Exception) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -1,10 +1,11 @@
-"""Which failures of torch mean what, and how they are told to a client."""
+"""Which failures of torch mean what."""
 
 from __future__ import annotations
 
 import torch
 
-from fastchat_serve import EngineError, OutOfMemory, ServeError
+from fastchat_serve import ServeError
+from fastchat_serve.stepping import as_serve_error as told
 
 __all__ = ["as_serve_error", "is_fatal", "is_out_of_memory"]
 
@@ -23,10 +24,6 @@ def is_fatal(error: BaseException) -> bool:
     return isinstance(error, getattr(torch, "AcceleratorError", ())) and not is_out_of_memory(error)
 
 
-def as_serve_error(error: BaseException | None) -> ServeError:
-    """For the client: what happened, without the text of a foreign exception, which can name paths."""
-    if isinstance(error, ServeError):
-        return error
-    if is_out_of_memory(error):
-        return OutOfMemory("The device had no memory left for this request. A shorter one may fit.")
-    return EngineError("The model failed while it worked on this request.")
+def as_serve_error(error: BaseException) -> ServeError:
+    """For the client."""
+    return told(error, out_of_memory=is_out_of_memory(error))

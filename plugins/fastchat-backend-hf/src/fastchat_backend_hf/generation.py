@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,22 +24,14 @@ from fastchat_backend_hf.runners import Block, Context, RowFailed, Runner
 from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.scheduler import Scheduler
 from fastchat_backend_hf.scoring import end_scoring, score_block
-from fastchat_backend_hf.sequences import Stream, TokenSequence
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
+from fastchat_backend_hf.sequences import TokenSequence
+from fastchat_serve import Chunk, EngineError
+from fastchat_serve.stepping import News
 from fastchat_serve.text import Vocabulary
 
-__all__ = ["Generation", "News"]
+__all__ = ["Generation"]
 
 logger = logging.getLogger(__name__)
-
-
-class News(NamedTuple):
-    """What a step brought for one stream: a chunk, the end, or both."""
-
-    stream: Stream
-    chunk: Chunk | None = None
-    ended: bool = False
-    error: ServeError | None = None
 
 
 class Generation:
@@ -77,6 +68,7 @@ class Generation:
     def add(self, sequence: TokenSequence) -> None:
         self._scheduler.add(sequence)
 
+    @torch.inference_mode()
     def step(self) -> list[News]:
         """Bring every running answer one token further, and the prompts of the others a block."""
         self._news = []
@@ -115,13 +107,12 @@ class Generation:
         now = time.monotonic()
 
         def unwanted(sequence: TokenSequence) -> bool:
-            return sequence.stream.aborted or (sequence.deadline is not None and now >= sequence.deadline)
+            return sequence.is_unwanted(now)
 
         for sequence in filter(unwanted, [*self._scheduler.running, *self._scheduler.reading]):
             self._remove(sequence)
-            self._end_early(sequence)
-        for sequence in self._scheduler.remove_waiting(unwanted):
-            self._end_early(sequence)
+            self._news.append(sequence.leave())
+        self._news += [sequence.leave() for sequence in self._scheduler.remove_waiting(unwanted)]
 
     def _finish_complete(self) -> None:
         """End what needs no token: ``max_tokens = 0``, or resumed after its last one."""
@@ -139,7 +130,7 @@ class Generation:
         for sequence in self._scheduler.admit():
             salt = (sequence.request.tenant, sequence.request.adapter or "") if sequence.scored else None
             sequence.reading = self._runner.open(
-                Context(sequence.prompt, sequence.answer, salt, sequence.request.adapter)
+                Context(sequence.prompt, sequence.drawn, salt, sequence.request.adapter)
             )
             sequence.prompt_logprobs.clear()
             self._scheduler.reading.append(sequence)
@@ -276,7 +267,7 @@ class Generation:
             ended = chunk.finish_reason is not None
             self._news.append(News(sequence.stream, chunk, ended))
             if ended:
-                self._runner.keep(row, [*sequence.prompt, *sequence.answer])
+                self._runner.keep(row, sequence.context)
                 self._drop(row)
 
     # ------------------------------------------------------------------------------------------ details
@@ -317,10 +308,6 @@ class Generation:
             raise error
         logger.error("request %s failed", sequence.request.id, exc_info=error)
         self._news.append(News(sequence.stream, ended=True, error=as_serve_error(error)))
-
-    def _end_early(self, sequence: TokenSequence) -> None:
-        late = None if sequence.stream.aborted else DeadlineExceeded("The answer took longer than its time limit.")
-        self._news.append(News(sequence.stream, ended=True, error=late))
 
 
 def _reading(sequence: TokenSequence) -> Reading:

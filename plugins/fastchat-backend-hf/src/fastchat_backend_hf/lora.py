@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastchat_backend_hf.checkpoint import read_json
 from fastchat_serve import StartupError
+from fastchat_serve.checkpoint import read_json
 
 __all__ = ["LoraMatrices", "read_lora"]
 
@@ -42,7 +42,7 @@ class LoraMatrices(NamedTuple):
 def read_lora(folder: Path) -> dict[str, LoraMatrices]:
     """The matrices by the name of their layer. Raises `StartupError` for what is no LoRA adapter, or more than one."""
     config = read_json(folder / "adapter_config.json")
-    if not isinstance(config, dict):
+    if not config:
         raise StartupError(f"{folder} is not a LoRA folder: it has no adapter_config.json")
     _check(config)
     halves: dict[str, dict[str, Tensor]] = {}

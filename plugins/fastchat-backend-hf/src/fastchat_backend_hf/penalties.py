@@ -82,7 +82,7 @@ class Penalties:
                 ]
             )
 
-        self._counts = joined([row.answer for row in self._rows], None if before is None else before._counts)
+        self._counts = joined([row.drawn for row in self._rows], None if before is None else before._counts)
         if self._any_repetition:
             found = None if before is None else before._in_prompt
             self._in_prompt = joined([row.prompt for row in self._rows], found) > 0

@@ -60,7 +60,7 @@ class Sampler:
         self._rows, self._device = rows, device
         params = [row.request.sampling for row in rows]
         self._sampled = [i for i, param in enumerate(params) if param.temperature > 0]
-        self._guarded = [i for i, param in enumerate(params) if len(rows[i].answer) < param.min_tokens]
+        self._guarded = [i for i, param in enumerate(params) if len(rows[i].drawn) < param.min_tokens]
         self._constrained = [i for i, row in enumerate(rows) if row.mask is not None]
         self._masks = [row.mask for row in rows if row.mask is not None]
         self._reported = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
@@ -83,7 +83,7 @@ class Sampler:
             forbid(logits, self._constrained, self._masks)
         best, tokens = logits.max(-1)
         if self._filters is not None:
-            positions = np.array([len(self._rows[i].answer) for i in self._sampled], dtype=np.uint64)
+            positions = np.array([len(self._rows[i].drawn) for i in self._sampled], dtype=np.uint64)
             chances = torch.from_numpy(uniforms(self._seeds, positions))
             every_row = len(self._sampled) == len(self._rows)
             drawn = self._filters.draw(logits if every_row else logits[self._sampled], chances)
@@ -109,7 +109,7 @@ class Sampler:
         columns: list[int] = []
         for i in self._guarded:
             row = self._rows[i]
-            if len(row.answer) < row.request.sampling.min_tokens and row.mask is None:
+            if row.forbidden and row.mask is None:
                 rows += [i] * len(row.stop_ids)
                 columns += row.stop_ids
         if rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from msgspec.structs import replace
 
 from fastchat_backend_hf.runners import Runner
 from fastchat_backend_hf.sampling import raw_logprobs
@@ -31,7 +30,4 @@ def score_block(runner: Runner, vocabulary: Vocabulary, sequence: TokenSequence,
 
 def end_scoring(vocabulary: Vocabulary, sequence: TokenSequence) -> None:
     """The prompt is read: what was noted goes out with the first chunk."""
-    assert sequence.echo is not None
-    first = vocabulary.logprob(sequence.prompt[0], None)
-    sequence.echo = replace(sequence.echo, logprobs=(first, *sequence.prompt_logprobs))
-    sequence.scored = True
+    sequence.end_scoring([vocabulary.logprob(sequence.prompt[0], None), *sequence.prompt_logprobs])

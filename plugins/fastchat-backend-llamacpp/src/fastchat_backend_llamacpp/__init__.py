@@ -14,9 +14,10 @@ CAPABILITIES = frozenset(Capability) - {Capability.TOOL_CALLS}
 
 def open_llamacpp(setup: EngineSetup) -> Engine:
     """An engine for `setup`, not loaded yet."""
-    from fastchat_backend_llamacpp.engine import LlamaCppEngine
+    from fastchat_backend_llamacpp.loading import load
+    from fastchat_serve.stepping import SteppingEngine
 
-    return LlamaCppEngine(setup)
+    return SteppingEngine(setup, load, name="llamacpp")
 
 
 @hookimpl

@@ -7,18 +7,16 @@ fit a single pass.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastchat_backend_llamacpp.failures import as_serve_error
 from fastchat_backend_llamacpp.native import Batch, Context, DecodeFailed
+from fastchat_serve.stepping import EmbedJob, as_serve_error
 
-__all__ = ["TEXTS", "EmbedJob", "Embedder", "Pooling"]
+__all__ = ["TEXTS", "Embedder", "Pooling"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +30,6 @@ _LEAST_LENGTH = 1e-12
 """Of a vector that is divided by its length."""
 
 
-class EmbedJob:
-    """Token ids of some texts, and the vectors found so far.
-
-    `future` gets ``[texts, dimensions]`` as float32; cancelling it ends the job.
-    """
-
-    def __init__(self, texts: Sequence[list[int]]) -> None:
-        self.texts = texts
-        self.future: Future[NDArray[np.float32]] = Future()
-        self.todo = deque(enumerate(texts))
-        self.vectors: dict[int, NDArray[np.float32]] = {}
-
-
 class Embedder:
     """Embeds in `context`. Everything runs on the engine's thread."""
 
@@ -55,49 +40,40 @@ class Embedder:
 
     def advance(self, job: EmbedJob) -> bool:
         """Embed some texts of `job`; True when the job is over."""
-        if job.future.cancelled():
-            return True
+        group = self._next_group(job)
+        texts = [job.texts[number] for number in group]
         try:
-            group = self._next_group(job)
-            if len(group) == 1:
-                number, text = group[0]
-                job.vectors[number] = self._long(text)
-            else:
-                job.vectors.update(self._together(group))
+            vectors = self._together(texts) if len(texts) > 1 else [self._long(texts[0])]
         except DecodeFailed as error:
             if error.is_fatal:
                 raise
             logger.exception("embedding failed")
-            _settle(job.future, as_serve_error(MemoryError() if error.is_out_of_memory else error))
+            job.fail(as_serve_error(error, out_of_memory=error.is_out_of_memory))
             return True
-        if job.todo:
-            return False
-        _settle(job.future, np.stack([job.vectors[number] for number in range(len(job.texts))]))
-        return True
+        return job.found(dict(zip(group, vectors, strict=True)))
 
-    def _next_group(self, job: EmbedJob) -> list[tuple[int, list[int]]]:
-        """Take the next texts that fit a batch together, or one."""
-        group = [job.todo.popleft()]
-        size = len(group[0][1])
-        while job.todo and len(group) < TEXTS and size + len(job.todo[0][1]) <= self._batch_tokens:
-            group.append(job.todo.popleft())
-            size += len(group[-1][1])
+    def _next_group(self, job: EmbedJob) -> list[int]:
+        """Take the longest texts left that fit a batch together, or one."""
+        group: list[int] = []
+        size = 0
+        while job.todo and len(group) < TEXTS:
+            size += len(job.texts[job.todo[-1]])
+            if group and size > self._batch_tokens:
+                break
+            group.append(job.todo.pop())
         return group
 
-    def _together(self, group: Sequence[tuple[int, list[int]]]) -> dict[int, NDArray[np.float32]]:
+    def _together(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self._batch.clear()
-        starts = [
-            self._batch.add(text, sequence=place, position=0, outputs=True) for place, (_, text) in enumerate(group)
+        starts = [self._batch.add(text, sequence=place, position=0, outputs=True) for place, text in enumerate(texts)]
+        self._decode(len(texts))
+        vectors = [
+            self._pooled([self._states(start, len(text))], len(text)) for start, text in zip(starts, texts, strict=True)
         ]
-        self._decode(len(group))
-        vectors = {
-            number: self._pooled([self._states(start, len(text))], len(text))
-            for start, (number, text) in zip(starts, group, strict=True)
-        }
-        self._forget(len(group))
+        self._forget(len(texts))
         return vectors
 
-    def _long(self, text: list[int]) -> NDArray[np.float32]:
+    def _long(self, text: Sequence[int]) -> NDArray[np.float32]:
         """A text that may take several batches."""
         parts = []
         for done in range(0, len(text), self._batch_tokens):
@@ -132,12 +108,3 @@ class Embedder:
         else:
             vector = parts[0] if self._pooling == "cls" else parts[-1]
         return np.asarray(vector / max(float(np.linalg.norm(vector)), _LEAST_LENGTH), np.float32)
-
-
-def _settle(future: Future[NDArray[np.float32]], outcome: NDArray[np.float32] | Exception) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -7,11 +7,11 @@ the hub's cache first, or found there when offline.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastchat_serve import Progress, StartupError
+from fastchat_serve.checkpoint import file_fingerprint
 
 __all__ = ["find_file", "fingerprint"]
 
@@ -20,9 +20,6 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 """llama.cpp finds the other parts of a model by the first."""
 _PROJECTOR = "mmproj"
 """In the names of files that only turn images into tokens."""
-_SAMPLE = 2**20
-_SAMPLES = 64
-"""Of a large file, this many samples of `_SAMPLE` bytes go into the fingerprint: any training changes them all."""
 
 
 def find_file(model: str, progress: Progress) -> Path:
@@ -41,12 +38,7 @@ def find_file(model: str, progress: Progress) -> Path:
 
 def fingerprint(file: Path, *salt: str) -> str:
     """Equal for equal files and `salt`. Reads at most 64 MiB of each part."""
-    digest = blake2b(repr(salt).encode(), digest_size=16)
-    for part in _parts(file):
-        digest.update(f"{part.stat().st_size};".encode())
-        for block in _samples(part):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_fingerprint((("", part) for part in _parts(file)), *salt)
 
 
 def _only_file(folder: Path) -> Path:
@@ -62,16 +54,6 @@ def _only_file(folder: Path) -> Path:
 def _parts(file: Path) -> Iterable[Path]:
     first = re.search(r"-00001(-of-\d{5}\.gguf)$", file.name)
     return sorted(file.parent.glob(f"{file.name[: first.start()]}-?????{first[1]}")) if first else [file]
-
-
-def _samples(path: Path) -> Iterator[bytes]:
-    """The beginning, which holds the tokenizer and the chat template, and more at even distances."""
-    size = path.stat().st_size
-    stride = max(_SAMPLE, size // _SAMPLES)
-    with path.open("rb") as file:
-        for offset in range(0, size, stride):
-            file.seek(offset)
-            yield file.read(_SAMPLE)
 
 
 def _download(repository: str, file: str, progress: Progress) -> Path:

@@ -18,32 +18,22 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastchat_backend_llamacpp.failures import as_serve_error
 from fastchat_backend_llamacpp.native import Batch, Context, DecodeFailed
 from fastchat_backend_llamacpp.pace import Pace
 from fastchat_backend_llamacpp.places import Places, Salt
 from fastchat_backend_llamacpp.sampling import alternatives
 from fastchat_backend_llamacpp.scheduler import Scheduler
-from fastchat_backend_llamacpp.sequences import Stream, TokenSequence
-from fastchat_backend_llamacpp.vocabulary import Vocabulary
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, OutOfMemory, ServeError
-from fastchat_serve.text import Constraints
+from fastchat_backend_llamacpp.sequences import TokenSequence
+from fastchat_serve import Chunk, EngineError, ServeError
+from fastchat_serve.stepping import News, as_serve_error
+from fastchat_serve.text import Vocabulary
 
-__all__ = ["SCORED_TOKENS", "Generation", "News"]
+__all__ = ["SCORED_TOKENS", "Generation"]
 
 logger = logging.getLogger(__name__)
 
 SCORED_TOKENS: Final = 32
 """Of a prompt whose log-probabilities are wanted, in one batch: each takes a row of logits."""
-
-
-class News(NamedTuple):
-    """What a step brought for one stream: a chunk, the end, or both."""
-
-    stream: Stream
-    chunk: Chunk | None = None
-    ended: bool = False
-    error: ServeError | None = None
 
 
 class _Block(NamedTuple):
@@ -61,7 +51,6 @@ class Generation:
         self,
         context: Context,
         vocabulary: Vocabulary,
-        constraints: Constraints,
         *,
         adapters: Mapping[str, Any],
         max_batch: int,
@@ -74,7 +63,6 @@ class Generation:
         self._pace = Pace(prefill_tokens)
         self._places = Places(context, max_batch, keeps=keeps_prefixes)
         self._scheduler = Scheduler(cells=context.cells, max_batch=max_batch)
-        self._constraints, self._mask = constraints, constraints.masks(1)
         self._adapter: str | None = None
         """In use by the context."""
         self._news: list[News] = []
@@ -87,6 +75,9 @@ class Generation:
     @property
     def used_fraction(self) -> float:
         return min(self._scheduler.used_tokens / self._context.cells, 1.0)
+
+    def release(self) -> None:
+        """The context goes with the model, which closes it."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -115,19 +106,17 @@ class Generation:
         now = time.monotonic()
 
         def unwanted(sequence: TokenSequence) -> bool:
-            return sequence.stream.aborted or (sequence.deadline is not None and now >= sequence.deadline)
+            return sequence.is_unwanted(now)
 
         leaving = [sequence for sequence in self._scheduler.admitted if unwanted(sequence)]
         for sequence in leaving:
             self._leave(sequence)
-        for sequence in [*leaving, *self._scheduler.remove_waiting(unwanted)]:
-            late = None if sequence.stream.aborted else DeadlineExceeded("The answer took longer than its time limit.")
-            self._news.append(News(sequence.stream, ended=True, error=late))
+        self._news += [sequence.leave() for sequence in [*leaving, *self._scheduler.remove_waiting(unwanted)]]
 
     def _finish_complete(self) -> None:
         """End what needs no token: ``max_tokens = 0``, or resumed after its last one."""
         for sequence in self._scheduler.remove_waiting(
-            lambda sequence: not sequence.scores and sequence.finish_reason is not None
+            lambda sequence: sequence.scored and sequence.finish_reason is not None
         ):
             self._news.append(News(sequence.stream, sequence.finish(), ended=True))
 
@@ -136,7 +125,7 @@ class Generation:
             reuse = sequence.prompt_logprobs is None
             sequence.place, sequence.read = self._places.take(sequence.tokens, _salt(sequence), reuse=reuse)
             if sequence.cached_tokens is None:
-                sequence.cached_tokens = min(sequence.read, sequence.prompt_size)
+                sequence.cached_tokens = min(sequence.read, len(sequence.prompt))
             self._scheduler.admitted.append(sequence)
 
     def _make_room(self) -> None:
@@ -149,14 +138,14 @@ class Generation:
         """Who reads how many tokens in this step, by adapter: a batch has one."""
         parts: dict[str | None, list[tuple[TokenSequence, int]]] = {}
         admitted = list(self._scheduler.admitted)
-        readers = [sequence for sequence in admitted if sequence.unread > 1 or sequence.scores]
+        readers = [sequence for sequence in admitted if sequence.unread > 1 or not sequence.scored]
         left = self._pace.block(beside_answers=len(readers) < len(admitted))
         outputs = SCORED_TOKENS
         for sequence in admitted:
             size = 1
-            if sequence.unread > 1 or sequence.scores:
+            if sequence.unread > 1 or not sequence.scored:
                 size = min(sequence.unread, left)
-                if sequence.scores:
+                if not sequence.scored:
                     size = min(size, outputs)
                     outputs -= size
                 if size <= 0:
@@ -190,7 +179,7 @@ class Generation:
 
     def _add(self, sequence: TokenSequence, size: int) -> int:
         end = sequence.read + size
-        outputs = True if sequence.scores else None if end == len(sequence.tokens) else False
+        outputs = True if not sequence.scored else None if end == len(sequence.tokens) else False
         assert sequence.place is not None
         tokens = sequence.tokens[sequence.read : end]
         return self._batch.add(tokens, sequence=sequence.place, position=sequence.read, outputs=outputs)
@@ -198,7 +187,7 @@ class Generation:
     def _advance(self, block: _Block) -> None:
         """The tokens of `block` are read."""
         sequence = block.sequence
-        if sequence.scores:
+        if not sequence.scored:
             self._score(block)
         sequence.read += block.size
         if sequence.unread:
@@ -219,43 +208,34 @@ class Generation:
         assert scored is not None
         assert count is not None
         if not scored:
-            scored.append(self._vocabulary.unpredicted(sequence.tokens[0]))
+            scored.append(self._vocabulary.logprob(sequence.tokens[0], None))
         for offset in range(block.size):
             place = sequence.read + offset + 1
-            if len(scored) <= place < sequence.prompt_size:  # not before: one that was put back
+            if len(scored) <= place < len(sequence.prompt):  # not before: one that was put back
                 token = sequence.tokens[place]
                 entry = alternatives(self._context.logits(block.start + offset), token, count)
-                scored.append(self._vocabulary.logprob(token, entry))
-        if len(scored) == sequence.prompt_size and sequence.echo is not None:
-            echo = sequence.echo
-            sequence.echo = type(echo)(echo.text, echo.token_ids, tuple(scored))
+                scored.append(entry.of(token, self._vocabulary))
+        if len(scored) == len(sequence.prompt):
+            sequence.end_scoring(scored)
 
     def _draw(self, sequence: TokenSequence, raw: NDArray[np.float32]) -> Chunk:
-        params = sequence.request.sampling
-        forbidden = sequence.stop_ids if sequence.drawn < params.min_tokens else frozenset()
-        mask = self._allowed(sequence, forbidden)
-        token = sequence.sampler.draw(
-            raw.copy(), sequence.drawn, forbidden=forbidden if mask is None else (), mask=mask
-        )
+        mask, position = self._allowed(sequence), len(sequence.drawn)
+        forbidden = sequence.forbidden if mask is None else ()
+        token = sequence.sampler.draw(raw.copy(), position, forbidden=forbidden, mask=mask)
         if token is None:
             raise EngineError("The model's output for this request is not a number (NaN or infinite).")
         logprob = None
         if sequence.request.logprobs is not None:
-            logprob = self._vocabulary.logprob(token, alternatives(raw, token, sequence.request.logprobs))
+            logprob = alternatives(raw, token, sequence.request.logprobs).of(token, self._vocabulary)
         return sequence.accept(token, logprob)
 
-    def _allowed(self, sequence: TokenSequence, forbidden: frozenset[int]) -> NDArray[np.bool_] | None:
-        """What the constraint lets come next, without `forbidden` tokens unless there are no others."""
-        if sequence.constraint is None:
+    def _allowed(self, sequence: TokenSequence) -> NDArray[np.bool_] | None:
+        """What the constraint lets come next; None if there is none."""
+        if sequence.constraint is None or sequence.mask is None:
             return None
-        row = self._mask[0]
-        sequence.constraint.write_mask(row)
-        mask = np.unpackbits(row.view(np.uint8), count=len(self._vocabulary), bitorder="little").view(np.bool_)
-        if forbidden:
-            rest = mask.copy()
-            rest[list(forbidden)] = False
-            return rest if rest.any() else mask
-        return mask
+        sequence.constraint.write_mask(sequence.mask, without=sequence.forbidden)
+        bits = np.unpackbits(sequence.mask.view(np.uint8), count=self._vocabulary.size, bitorder="little")
+        return bits.view(np.bool_)
 
     # ------------------------------------------------------------------------------------------ details
 
@@ -289,7 +269,7 @@ class Generation:
         elif len(self._scheduler.admitted) > 1:
             self._put_back(self._scheduler.latest())
         else:
-            self._fail(sequences[0], OutOfMemory("There was no memory left for this request. A shorter one may fit."))
+            self._fail(sequences[0], MemoryError())
 
     def _take_back(self, sequence: TokenSequence) -> None:
         """Some of the failed batch may be in the cache: go back to what was there before."""

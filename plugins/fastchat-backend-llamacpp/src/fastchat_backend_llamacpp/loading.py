@@ -1,6 +1,6 @@
 """From options to a model that is ready to step, with errors that say what to change.
 
-Blocking: runs in a thread of anyio's, and gives up in the middle of a file if the task that waits for it is cancelled.
+Runs on the engine's thread, and gives up in the middle of a file if loading is cancelled.
 """
 
 from __future__ import annotations
@@ -9,28 +9,24 @@ import ctypes
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import anyio.from_thread
-
-from fastchat_backend_llamacpp.constraint_tokens import ConstraintTokens
 from fastchat_backend_llamacpp.embeddings import TEXTS, Embedder, Pooling
 from fastchat_backend_llamacpp.files import find_file, fingerprint
 from fastchat_backend_llamacpp.generation import SCORED_TOKENS, Generation
 from fastchat_backend_llamacpp.library import llama
 from fastchat_backend_llamacpp.native import Context, Model
 from fastchat_backend_llamacpp.options import LlamaCppOptions
-from fastchat_backend_llamacpp.prompts import Prompts
-from fastchat_backend_llamacpp.vocabulary import Vocabulary
-from fastchat_serve import FULL_SAMPLING, Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
-from fastchat_serve.text import ChatTemplate, Constraints
+from fastchat_backend_llamacpp.sequences import TokenSequence
+from fastchat_backend_llamacpp.vocabulary import GgufVocabulary
+from fastchat_serve import Capability, ConfigError, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve.stepping import Preparation, SteppedModel, decoder_capabilities
+from fastchat_serve.text import ChatTemplate, Constraints, Prompts, make_template
 
-__all__ = ["LoadedModel", "load"]
-
-_VARIABLE_TYPES: Final[Mapping[str, type]] = MappingProxyType({"bool": bool, "int": int, "float": float, "str": str})
+__all__ = ["load"]
 
 _POOLINGS: Final[Mapping[str, Pooling]] = MappingProxyType({"1": "mean", "2": "cls", "3": "last"})
 """As GGUF files number them."""
@@ -55,23 +51,11 @@ _ADVICE: Final = MappingProxyType(
 """Fields of `SamplingParams`, and where a file advises them: ``general.sampling.…``."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """All that an engine runs on, until `close`; nothing may run then."""
-
-    info: EngineInfo
-    prompts: Prompts
-    generation: Generation | None
-    """None: the model only embeds."""
-    embedder: Embedder | None
-    resources: ExitStack
-
-    def close(self) -> None:
-        self.resources.close()
-
-
-def load(setup: EngineSetup, options: LlamaCppOptions) -> LoadedModel:
+def load(setup: EngineSetup) -> SteppedModel:
     """Load `setup.model`. Raises `StartupError`."""
+    options = setup.options
+    if not isinstance(options, LlamaCppOptions):
+        raise TypeError(f"options must be LlamaCppOptions, not {type(options).__name__}")
     llama()
     file = find_file(setup.model, setup.progress)
     with ExitStack() as resources:
@@ -87,7 +71,6 @@ def _open(file: Path, setup: EngineSetup, options: LlamaCppOptions) -> Model:
     def progress(fraction: float) -> bool:
         """Called by llama.cpp, through which no exception may pass."""
         try:
-            anyio.from_thread.check_cancelled()
             setup.progress("loading weights", fraction)
         except BaseException as error:
             stopped.append(error)
@@ -134,35 +117,53 @@ class _Loader:
         self._context_length = self._choose_context_length()
         self._is_causal = self._own("attention.causal") != "false"
 
-    def assemble(self) -> LoadedModel:
+    def assemble(self) -> SteppedModel:
         model, options = self._model, self._options
         if model.has_encoder or not model.has_decoder:
             raise StartupError("encoder-decoder models are not served by the llamacpp backend")
-        vocabulary = Vocabulary(model)
-        source = self._template_source() if self._is_causal else None
-        template = self._chat_template(source, vocabulary) if source else None
+        vocabulary = GgufVocabulary(model)
         adapters = {name: model.load_adapter(path) for name, path in options.adapters.items()}
-        constraints = generation = None
+        template = constraints = generation = None
         if self._is_causal:
-            tokens: Any = ConstraintTokens(vocabulary)
-            constraints = Constraints(tokens, vocabulary_size=len(vocabulary), end_ids=vocabulary.end_ids)
-            generation = self._generation(vocabulary, constraints, adapters)
+            template = make_template(
+                model.metadata("tokenizer.chat_template"),
+                special_tokens=vocabulary.special_tokens,
+                file=options.chat_template,
+                variables=options.chat_template_kwargs,
+            )
+            constraints = Constraints(vocabulary, end_ids=vocabulary.end_ids)
+            generation = self._generation(vocabulary, adapters)
         pooling = self._pooling()
         embedder = None if pooling is None else self._embedder(pooling)
-        prompts = Prompts(vocabulary, template, constraints, context_length=self._context_length, adapters=adapters)
+        prompts = Prompts(vocabulary, template, context_length=self._context_length, empty_prompt_id=vocabulary.bos_id)
+        preparation = Preparation(
+            partial(TokenSequence, vocabulary_size=vocabulary.size),
+            prompts,
+            vocabulary,
+            constraints,
+            end_ids=vocabulary.end_ids,
+            adapters=adapters,
+        )
         info = EngineInfo(
             context_length=self._context_length,
             capabilities=self._capabilities(template, embeds=embedder is not None),
             dtype=model.file_type,
             device=self._device(),
-            fingerprint=self._fingerprint(source),
+            fingerprint=self._fingerprint(template.source if template is not None else ""),
             sampling=self._advised_sampling() if options.generation_config else SamplingParams(),
             tool_parser=template.tool_parser if template is not None else "",
             adapters=tuple(adapters),
             notes=tuple(self._notes),
         )
         owned = self._resources.pop_all()  # the loaded model closes them from now on
-        return LoadedModel(info, prompts, generation, embedder, owned)
+        return SteppedModel(
+            info=info,
+            prompts=prompts,
+            prepare=preparation.answer,
+            generation=generation,
+            embedder=embedder,
+            close=owned.close,
+        )
 
     def _own(self, key: str) -> str | None:
         """What the file's header says under a key of its architecture."""
@@ -170,7 +171,7 @@ class _Loader:
 
     # ------------------------------------------------------------------------------------- contexts
 
-    def _generation(self, vocabulary: Vocabulary, constraints: Constraints, adapters: Mapping[str, Any]) -> Generation:
+    def _generation(self, vocabulary: GgufVocabulary, adapters: Mapping[str, Any]) -> Generation:
         options = self._options
         cells = options.kv_cache_tokens or self._context_length
         if cells < self._context_length:
@@ -189,7 +190,6 @@ class _Loader:
         return Generation(
             context,
             vocabulary,
-            constraints,
             adapters=adapters,
             max_batch=options.max_batch,
             prefill_tokens=prefill,
@@ -258,49 +258,21 @@ class _Loader:
         return _POOLINGS.get(stated or "", "mean")
 
     def _capabilities(self, template: ChatTemplate | None, *, embeds: bool) -> frozenset[Capability]:
-        can = {Capability.TOKENIZE}
+        can = decoder_capabilities(template) if self._is_causal else frozenset({Capability.TOKENIZE})
         if embeds:
-            can.add(Capability.EMBED)
-        if not self._is_causal:
-            return frozenset(can)
-        can |= {
-            Capability.GENERATE,
-            Capability.TEXT_PROMPT,
-            Capability.TOKEN_PROMPT,
-            Capability.TOKEN_IDS,
-            Capability.ECHO,
-            Capability.LOGPROBS,
-            Capability.PROMPT_LOGPROBS,
-            Capability.SEED,
-            *FULL_SAMPLING,
-            Capability.RESUME_GREEDY,
-            Capability.RESUME_SAMPLED,
-            Capability.JSON_OBJECT,
-            Capability.JSON_SCHEMA,
-            Capability.REGEX,
-            Capability.GRAMMAR,
-            Capability.CHOICE,
-        }
-        if self._options.adapters:
-            can.add(Capability.ADAPTERS)
-        if template is not None:
-            can |= {Capability.CHAT, Capability.RENDER}
-            if template.supports_tools:
-                can.add(Capability.TOOLS)
-                if template.tool_parser == "hermes":  # the form in which `Constraints` demands a call
-                    can.add(Capability.TOOL_CHOICE)
-        return frozenset(can)
+            can |= {Capability.EMBED}
+        if self._is_causal and self._options.adapters:
+            can |= {Capability.ADAPTERS}
+        return can
 
     def _device(self) -> str:
         offloads = self._options.n_gpu_layers != 0 and llama().llama_supports_gpu_offload()
         return "gpu" if offloads else "cpu"
 
-    def _fingerprint(self, source: str | None) -> str:
+    def _fingerprint(self, template: str) -> str:
         adapters = [f"{name}={fingerprint(path)}" for name, path in self._options.adapters.items()]
         options = self._options
-        return fingerprint(
-            self._file, options.cache_type_k, options.cache_type_v, self._device(), source or "", *adapters
-        )
+        return fingerprint(self._file, options.cache_type_k, options.cache_type_v, self._device(), template, *adapters)
 
     def _advised_sampling(self) -> SamplingParams:
         advice = {}
@@ -308,17 +280,3 @@ class _Loader:
             if (value := self._model.metadata(f"general.sampling.{key}")) is not None:
                 advice[field] = kind(value)
         return SamplingParams(**advice)
-
-    def _template_source(self) -> str | None:
-        """The configured chat template, otherwise the file's own, if any."""
-        configured = self._options.chat_template
-        if configured is None:
-            return self._model.metadata("tokenizer.chat_template")
-        try:
-            return configured.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"no such chat template file: {configured} ({error})") from error
-
-    def _chat_template(self, source: str, vocabulary: Vocabulary) -> ChatTemplate:
-        variables = {name: _VARIABLE_TYPES[kind] for name, kind in self._options.chat_template_kwargs.items()}
-        return ChatTemplate(source, special_tokens=vocabulary.special_tokens, options=variables)

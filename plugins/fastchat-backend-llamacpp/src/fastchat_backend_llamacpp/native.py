@@ -7,7 +7,7 @@ to the sizes that they gave it, and ask only for outputs that they had marked.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -132,7 +132,7 @@ class Batch:
     def clear(self) -> None:
         self.size = 0
 
-    def add(self, tokens: list[int], *, sequence: int, position: int, outputs: bool | None) -> int:
+    def add(self, tokens: Sequence[int], *, sequence: int, position: int, outputs: bool | None) -> int:
         """Append the tokens of `sequence` from `position` on; returns the index of the first.
 
         `outputs`: of all of them, of none, or (None) of the last.

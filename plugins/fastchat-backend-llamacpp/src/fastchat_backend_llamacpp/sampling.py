@@ -2,7 +2,7 @@
 
 A draw is reproducible: its uniform number is a hash of (seed, position in the answer), and the token is found by
 inverting the cumulated distribution in the order of token ids, which no rounding error can permute as it could a
-sorted order. The numbers are those of the backend ``hf``.
+sorted order. The numbers are those of all our samplers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastchat_serve import SamplingParams
+from fastchat_serve import SamplingParams, TokenLogprob, uniform
+from fastchat_serve.text import Vocabulary
 
-__all__ = ["Alternatives", "Sampler", "alternatives", "uniform"]
+__all__ = ["Alternatives", "Sampler", "alternatives"]
 
 Logits = NDArray[np.float32]
 
@@ -25,8 +26,6 @@ _LEAST_DIVISOR = 1e-6
 _LIKELY_ENOUGH = 512
 """Tokens looked at first for top-p: they nearly always hold the wanted share, and sorting all takes long."""
 
-_WORD = 2**64 - 1
-
 
 class Alternatives(NamedTuple):
     """Log-probabilities at one position, before temperature and filters."""
@@ -34,6 +33,10 @@ class Alternatives(NamedTuple):
     chosen: float
     ids: list[int]
     logprobs: list[float]
+
+    def of(self, token: int, vocabulary: Vocabulary) -> TokenLogprob:
+        """As the contract reports it, `token` being the chosen one."""
+        return vocabulary.logprob(token, self.chosen, zip(self.ids, self.logprobs, strict=True))
 
 
 class Sampler:
@@ -111,18 +114,6 @@ def alternatives(logits: Logits, token: int, count: int) -> Alternatives:
         ids = (int(id) for id in likely[np.lexsort((likely, -logits[likely]))])
     found = list(ids)
     return Alternatives(float(logits[token]) - total, found, [float(logits[id]) - total for id in found])
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for each (seed, position): two rounds of SplitMix64 (Steele, Lea, Flood 2014)."""
-    return (_splitmix64(_splitmix64(seed) + position) >> 11) * 2.0**-53
-
-
-def _splitmix64(state: int) -> int:
-    state = (state + 0x9E3779B97F4A7C15) & _WORD
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
-    return state ^ (state >> 31)
 
 
 def _least_weight(weights: Logits, top_k: int, top_p: float) -> float:

@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 from fastchat_backend_llamacpp.library import llama
 from fastchat_backend_llamacpp.native import Model
 from fastchat_backend_llamacpp.pieces import MOST_CHARACTERS, pieces
-from fastchat_backend_llamacpp.sampling import Alternatives
-from fastchat_serve import TokenLogprob
+from fastchat_serve.text import Vocabulary
 
-__all__ = ["Vocabulary"]
-
-_LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
+__all__ = ["GgufVocabulary"]
 
 _SPECIAL_TOKENS = ("bos", "eos", "pad", "sep", "mask")
 """Whose texts a chat template may want, as ``bos_token`` and so on."""
 
 
-class Vocabulary:
+class GgufVocabulary(Vocabulary):
     """May be used on any thread while the model is open.
 
     Attributes:
-        token_bytes: Those of every token, also of special ones.
-        hidden: Tokens that are no part of an answer's text.
         end_ids: Tokens that end an answer.
     """
 
     def __init__(self, model: Model) -> None:
+        super().__init__(model.vocabulary_size)
         self._library, self._handle = llama(), model.vocabulary
-        library, handle, ids = self._library, self._handle, range(model.vocabulary_size)
+        library, handle, ids = self._library, self._handle, range(self.size)
         hiding = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN
         self._is_bpe = library.llama_vocab_type(handle) == library.LLAMA_VOCAB_TYPE_BPE
         self._buffer = ctypes.create_string_buffer(256)
-        self.token_bytes: Sequence[bytes] = [self._bytes(id) for id in ids]
-        self.hidden = frozenset(id for id in ids if library.llama_vocab_get_attr(handle, id) & hiding)
+        self._token_bytes = [self._read_bytes(id) for id in ids]
+        self._hidden_ids = frozenset(id for id in ids if library.llama_vocab_get_attr(handle, id) & hiding)
         self.end_ids = frozenset(id for id in ids if library.llama_vocab_is_eog(handle, id))
 
-    def __len__(self) -> int:
-        return len(self.token_bytes)
+    @property
+    def hidden_ids(self) -> frozenset[int]:
+        return self._hidden_ids
 
-    @cached_property
-    def longest(self) -> int:
-        """Bytes of the longest token, at least 1."""
-        return max(map(len, self.token_bytes), default=1) or 1
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._token_bytes[token_id]
 
     @property
     def bos_id(self) -> int | None:
@@ -58,47 +51,28 @@ class Vocabulary:
     def special_tokens(self) -> Mapping[str, str]:
         """Those the model has, by the names that chat templates use."""
         ids = {name: getattr(self._library, f"llama_vocab_{name}")(self._handle) for name in _SPECIAL_TOKENS}
-        return {f"{name}_token": self.token_bytes[id].decode(errors="replace") for name, id in ids.items() if id >= 0}
+        return {f"{name}_token": self._token_bytes[id].decode(errors="replace") for name, id in ids.items() if id >= 0}
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """The tokens of `text`, which may name special ones; `special`: with those that the model puts around it."""
+    def encode(self, text: str, *, special: bool, most: int | None = None) -> list[int]:
+        """Also finds special tokens that `text` names."""
         if not self._is_bpe or len(text) <= MOST_CHARACTERS:
-            return self._encode(text, special=special)
+            return self._encode(text, special=special)[:most]
         tokens = [token for piece in pieces(text) for token in self._encode(piece, special=False)]
         library, handle = self._library, self._handle
         if special and library.llama_vocab_get_add_bos(handle):
             tokens.insert(0, library.llama_vocab_bos(handle))
         if special and library.llama_vocab_get_add_eos(handle):
             tokens.append(library.llama_vocab_eos(handle))
-        return tokens
+        return tokens[:most]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """What the tokens say, special ones included."""
         tokens = (ctypes.c_int32 * len(token_ids))(*token_ids)
-        room = sum(len(self.token_bytes[id]) for id in token_ids) + 8
+        room = sum(len(self._token_bytes[id]) for id in token_ids) + 8
         buffer = ctypes.create_string_buffer(room)
         size = self._library.llama_detokenize(self._handle, tokens, len(token_ids), buffer, room, False, True)
         if size < 0:
             raise ValueError(f"llama_detokenize wants {-size} bytes for {len(token_ids)} tokens")
         return buffer.raw[:size].decode(errors="replace")
-
-    def shown(self, token_id: int) -> bytes:
-        """What a token adds to an answer's text."""
-        return b"" if token_id in self.hidden else self.token_bytes[token_id]
-
-    def logprob(self, token_id: int, entry: Alternatives) -> TokenLogprob:
-        """As the contract reports it."""
-        top = tuple(self._entry(id, value) for id, value in zip(entry.ids, entry.logprobs, strict=True))
-        return self._entry(token_id, entry.chosen, top)
-
-    def unpredicted(self, token_id: int) -> TokenLogprob:
-        """The first token of a prompt: nothing comes before it that could make it likely."""
-        return self._entry(token_id, None)
-
-    def _entry(self, token_id: int, value: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        data = self.token_bytes[token_id]
-        value = None if value is None else max(value, _LEAST_LOGPROB)
-        return TokenLogprob(token_id, data.decode(errors="replace"), data, value, top)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
@@ -109,9 +83,9 @@ class Vocabulary:
             raise ValueError(f"llama_tokenize wants room for {-count} tokens in {len(data)} bytes")
         return tokens[:count]
 
-    def _bytes(self, token_id: int) -> bytes:
+    def _read_bytes(self, token_id: int) -> bytes:
         size = self._library.llama_token_to_piece(self._handle, token_id, self._buffer, len(self._buffer), 0, True)
         if size < 0:
             self._buffer = ctypes.create_string_buffer(-size)
-            return self._bytes(token_id)
+            return self._read_bytes(token_id)
         return self._buffer.raw[:size]

@@ -1,8 +1,9 @@
-"""How failures are told to a client."""
+"""How failures of mlx are told to a client."""
 
 from __future__ import annotations
 
-from fastchat_serve import EngineError, OutOfMemory, ServeError
+from fastchat_serve import ServeError
+from fastchat_serve.stepping import as_serve_error as told
 
 __all__ = ["as_serve_error"]
 
@@ -10,9 +11,5 @@ _ALLOCATORS_SAY = ("Unable to allocate", "Attempting to allocate", "Insufficient
 
 
 def as_serve_error(error: BaseException) -> ServeError:
-    """What happened, without the text of a foreign exception, which can name paths."""
-    if isinstance(error, ServeError):
-        return error
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _ALLOCATORS_SAY):
-        return OutOfMemory("The device had no memory left for this request. A shorter one may fit.")
-    return EngineError("The model failed while it worked on this request.")
+    """mlx raises no type of its own when memory runs out."""
+    return told(error, out_of_memory=any(words in str(error) for words in _ALLOCATORS_SAY))

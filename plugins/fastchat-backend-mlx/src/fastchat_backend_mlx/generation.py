@@ -18,15 +18,15 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
-from fastchat_backend_mlx.answers import Answer, Stream
 from fastchat_backend_mlx.failures import as_serve_error
 from fastchat_backend_mlx.prefixes import Prefixes
 from fastchat_backend_mlx.sampling import Drawing, most_likely
 from fastchat_backend_mlx.scoring import Scoring
-from fastchat_serve import Chunk, DeadlineExceeded, EngineError, ServeError
+from fastchat_serve import Chunk, EngineError
+from fastchat_serve.stepping import Answer, News
 from fastchat_serve.text import Vocabulary
 
-__all__ = ["Generation", "News"]
+__all__ = ["Generation"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,6 @@ _NEVER = 2**31 - 1
 
 _MOST_FAILURES = 3
 """In a row, of steps of different batches: then it is not the requests' fault."""
-
-
-class News(NamedTuple):
-    """What a step brought for one stream: a chunk, the end, or both."""
-
-    stream: Stream
-    chunk: Chunk | None = None
-    ended: bool = False
-    error: ServeError | None = None
 
 
 class _Row(NamedTuple):
@@ -59,13 +50,14 @@ class Generation:
         model: Any,
         vocabulary: Vocabulary,
         *,
+        context_length: int,
         max_batch: int,
         prefill_batch: int,
         prefill_tokens: int,
         prefixes: Prefixes,
     ) -> None:
         self._model, self._vocabulary = model, vocabulary
-        self._max_batch, self._prefixes = max_batch, prefixes
+        self._max_batch, self._most_tokens, self._prefixes = max_batch, max_batch * context_length, prefixes
         self._make_batch: Callable[[], BatchGenerator] = lambda: BatchGenerator(
             _Float32Logits(model),
             completion_batch_size=max_batch,
@@ -86,9 +78,10 @@ class Generation:
         return len(self._rows) + len(self._scoring)
 
     @property
-    def used_tokens(self) -> int:
-        """Tokens of the contexts under way."""
-        return sum(len(row.answer.prompt) + len(row.answer.drawn) for row in list(self._rows.values()))
+    def used_fraction(self) -> float:
+        """Of the tokens that as many contexts as there may be can have."""
+        answers = [row.answer for row in list(self._rows.values())]
+        return sum(len(answer.prompt) + len(answer.drawn) for answer in answers) / self._most_tokens
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -126,22 +119,16 @@ class Generation:
     def _drop_unwanted(self) -> None:
         """End what nobody waits for any more."""
         now = time.monotonic()
-
-        def unwanted(answer: Answer) -> bool:
-            return answer.stream.aborted or (answer.deadline is not None and now >= answer.deadline)
-
-        gone = {uid: row.answer for uid, row in self._rows.items() if unwanted(row.answer)}
+        gone = {uid: row.answer for uid, row in self._rows.items() if row.answer.is_unwanted(now)}
         self._leave(gone, keep=False)
-        ended = {*gone.values(), *(job.answer for job in self._scoring if unwanted(job.answer))}
-        ended.update(answer for _, answer in self._waiting if unwanted(answer))
+        ended = {*gone.values(), *(job.answer for job in self._scoring if job.answer.is_unwanted(now))}
+        ended.update(answer for _, answer in self._waiting if answer.is_unwanted(now))
         if not ended:
             return
         self._scoring = [job for job in self._scoring if job.answer not in ended]
         self._waiting = [entry for entry in self._waiting if entry[1] not in ended]
         heapq.heapify(self._waiting)
-        for answer in ended:
-            late = None if answer.stream.aborted else DeadlineExceeded("The answer took longer than its time limit.")
-            self._news.append(News(answer.stream, ended=True, error=late))
+        self._news += [answer.leave() for answer in ended]
 
     def _admit(self) -> None:
         while self._waiting and self.running < self._max_batch:

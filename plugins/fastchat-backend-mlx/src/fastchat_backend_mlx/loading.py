@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,24 @@ import mlx.core as mx
 import mlx_lm
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
-from tokenizers import Tokenizer
 
-from fastchat_backend_mlx.capabilities import CAPABILITIES
 from fastchat_backend_mlx.context import model_context_length
 from fastchat_backend_mlx.generation import Generation
 from fastchat_backend_mlx.options import MlxOptions, in_bytes
 from fastchat_backend_mlx.prefixes import Prefixes
-from fastchat_backend_mlx.preparation import Preparation
-from fastchat_serve import Capability, EngineInfo, EngineSetup, SamplingParams, StartupError
+from fastchat_serve import EngineInfo, EngineSetup, SamplingParams, StartupError
 from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint, weight_files
-from fastchat_serve.text import ChatTemplate, Constraints, Prompts, Vocabulary, chat_template_of
+from fastchat_serve.stepping import Answer, Preparation, SteppedModel, decoder_capabilities
+from fastchat_serve.text import (
+    ChatTemplate,
+    Constraints,
+    Prompts,
+    TokenizerVocabulary,
+    chat_template_of,
+    tokenizer_of,
+)
 
-__all__ = ["LoadedModel", "leave_thread", "load"]
+__all__ = ["leave_thread", "load"]
 
 _WEIGHTS = "model*.safetensors"
 
@@ -33,17 +37,11 @@ _FALLBACK_CONTEXT = 4096
 """For models that state no limit, as recurrent ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """All that an engine runs on."""
-
-    info: EngineInfo
-    preparation: Preparation
-    generation: Generation
-
-
-def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
+def load(setup: EngineSetup) -> SteppedModel:
     """Load `setup.model`. Raises `StartupError`."""
+    options = setup.options
+    if not isinstance(options, MlxOptions):
+        raise TypeError(f"options must be MlxOptions, not {type(options).__name__}")
     folder = find_folder(
         setup.model,
         revision=options.revision,
@@ -56,25 +54,23 @@ def load(setup: EngineSetup, options: MlxOptions) -> LoadedModel:
     setup.progress("loading weights")
     model, wrapper, config = _load(folder, options)
     setup.progress("checking the model")
-    vocabulary = Vocabulary(_tokenizer(wrapper), _vocabulary_size(model))
+    vocabulary = TokenizerVocabulary(tokenizer_of(wrapper), _vocabulary_size(model))
     template = chat_template_of(wrapper, file=options.chat_template, variables=options.chat_template_kwargs)
     info = _info(folder, options, model, config, wrapper, template)
     end_ids = frozenset(wrapper.eos_token_ids)
-    preparation = Preparation(
-        Prompts(vocabulary, template, context_length=info.context_length, empty_prompt_id=wrapper.bos_token_id),
-        vocabulary,
-        Constraints(vocabulary.tokenizer, vocabulary_size=vocabulary.size, end_ids=end_ids),
-        end_ids,
-    )
+    prompts = Prompts(vocabulary, template, context_length=info.context_length, empty_prompt_id=wrapper.bos_token_id)
+    constraints = Constraints(vocabulary, end_ids=end_ids)
     generation = Generation(
         model,
         vocabulary,
+        context_length=info.context_length,
         max_batch=options.max_batch,
         prefill_batch=options.prefill_batch,
         prefill_tokens=options.prefill_tokens,
         prefixes=Prefixes(in_bytes(options.prefix_cache_bytes)),
     )
-    return LoadedModel(info, preparation, generation)
+    prepare = Preparation(Answer, prompts, vocabulary, constraints, end_ids=end_ids).answer
+    return SteppedModel(info=info, prompts=prompts, prepare=prepare, generation=generation)
 
 
 def leave_thread() -> None:
@@ -149,19 +145,6 @@ def _dtype(model: Any) -> str:
     return "+".join(sorted(str(dtype).removeprefix("mlx.core.") for dtype in found))
 
 
-# ---------------------------------------------------------------------------------------- tokenizer
-
-
-def _tokenizer(wrapper: Any) -> Tokenizer:
-    """The library's own tokenizer. What it would cut or fill up, `Prompts` decides."""
-    tokenizer = getattr(wrapper, "backend_tokenizer", None)
-    if not isinstance(tokenizer, Tokenizer):
-        raise StartupError("the model's tokenizer has no fast form (tokenizer.json), which streaming needs")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 # --------------------------------------------------------------------------------------------- info
 
 
@@ -182,7 +165,7 @@ def _info(
     written = template.source if template is not None else ""
     return EngineInfo(
         context_length=_context_length(config, options, wrapper.model_max_length, notes),
-        capabilities=_capabilities(template),
+        capabilities=decoder_capabilities(template),
         dtype=dtype,
         device=device,
         fingerprint=fingerprint(folders, "mlx", dtype, device, written),
@@ -190,17 +173,6 @@ def _info(
         tool_parser=template.tool_parser if template is not None else "",
         notes=tuple(notes),
     )
-
-
-def _capabilities(template: ChatTemplate | None) -> frozenset[Capability]:
-    missing = set[Capability]()
-    if template is None:
-        missing |= {Capability.CHAT, Capability.RENDER}
-    if template is None or not template.supports_tools:
-        missing.add(Capability.TOOLS)
-    if Capability.TOOLS in missing or template is None or template.tool_parser != "hermes":
-        missing.add(Capability.TOOL_CHOICE)  # the call that must come is written in this form
-    return CAPABILITIES - missing
 
 
 def _context_length(config: dict[str, Any], options: MlxOptions, tokenizer_limit: int, notes: list[str]) -> int:

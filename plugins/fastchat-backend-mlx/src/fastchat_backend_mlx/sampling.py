@@ -20,8 +20,8 @@ import numpy as np
 from mlx_lm.sample_utils import greedy_sampler
 from numpy.typing import NDArray
 
-from fastchat_backend_mlx.answers import Answer
 from fastchat_serve import uniform
+from fastchat_serve.stepping import Answer
 
 __all__ = ["Drawing", "Processor", "log_softmax", "most_likely"]
 
@@ -42,6 +42,7 @@ class Drawing:
     def __init__(self, answer: Answer) -> None:
         self._answer, self._params = answer, answer.params
         self._positions = count(len(answer.drawn))
+        self._constraint = None if answer.constraint is None else answer.constraint.copy()  # a step ahead of its own
         self._read = len(answer.context)
         self._raw: deque[mx.array] = deque()
         self.failure: Exception | None = None
@@ -80,7 +81,7 @@ class Drawing:
             wanted.append(self._penalise_repetition)
         if params.presence_penalty or params.frequency_penalty:
             wanted.append(self._penalise_use)
-        if self._answer.constraint is not None:
+        if self._constraint is not None:
             wanted.append(self._constrain)
         elif params.min_tokens and self._answer.stop_ids:
             stop_ids = mx.array(sorted(self._answer.stop_ids))
@@ -107,7 +108,7 @@ class Drawing:
         return logits.at[:, stop_ids].add(-mx.inf) if position < self._params.min_tokens else logits
 
     def _constrain(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        constraint, mask = self._answer.constraint, self._answer.mask
+        constraint, mask = self._constraint, self._answer.mask
         assert constraint is not None
         assert mask is not None
         if self.failure is not None:
@@ -117,20 +118,13 @@ class Drawing:
             self._read = tokens.size
             if constraint.complete:  # what is drawn now is thrown away
                 return logits
-            constraint.write_mask(mask)
+            ends_early = tokens.size - len(self._answer.prompt) < self._params.min_tokens
+            constraint.write_mask(mask, without=self._answer.stop_ids if ends_early else ())
             allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=logits.shape[1]).astype(np.bool_)
-            if tokens.size - len(self._answer.prompt) < self._params.min_tokens:
-                allowed = self._without_end(allowed)
             return mx.where(mx.array(allowed), logits, -mx.inf)
         except Exception as error:  # this answer's own failure must not become that of the whole batch
             self.failure = error
             return logits
-
-    def _without_end(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The tokens that go on, if any does."""
-        going_on = allowed.copy()
-        going_on[list(self._answer.stop_ids)] = False
-        return going_on if going_on.any() else allowed
 
     # ---------------------------------------------------------------------------------------- sampler
 

@@ -10,11 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
-from msgspec.structs import replace
 
-from fastchat_backend_mlx.answers import Answer
 from fastchat_backend_mlx.sampling import log_softmax, most_likely
 from fastchat_serve import TokenLogprob
+from fastchat_serve.stepping import Answer
 from fastchat_serve.text import Vocabulary
 
 __all__ = ["Scoring"]
@@ -42,9 +41,7 @@ class Scoring:
             self._note(log_softmax(np.asarray(logits)))
         if self._read < len(prompt) - 1:
             return False
-        assert self.answer.echo is not None
-        self.answer.echo = replace(self.answer.echo, logprobs=tuple(self._found))
-        self.answer.scored = True
+        self.answer.end_scoring(self._found)
         return True
 
     def _note(self, logprobs: np.ndarray[Any, np.dtype[np.float32]]) -> None:

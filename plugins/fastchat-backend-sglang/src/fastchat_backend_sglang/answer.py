@@ -39,7 +39,7 @@ class AnswerInTheMaking:
         sampling = request.sampling
         self._stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else end_ids)
         self._count, self._cached = len(request.resume_token_ids), 0
-        self._text = AnswerText(vocabulary.tokenizer, prompt_ids=self.prompt, stops=sampling.stop)
+        self._text = AnswerText(vocabulary.detokenizer(self.prompt), stops=sampling.stop)
         resumed = request.resume_token_ids
         self._stopped_by = resumed[-1] if resumed and resumed[-1] in self._stop_ids else None
         self._text.resume(resumed if self._stopped_by is None else resumed[:-1])

@@ -16,7 +16,7 @@ from fastchat_backend_sglang.options import SglangOptions
 from fastchat_backend_sglang.scheduler import run_scheduler
 from fastchat_serve import ConfigError, EngineInfo, SamplingParams, StartupError
 from fastchat_serve.checkpoint import advised_sampling, find_folder, fingerprint
-from fastchat_serve.text import Prompts, Vocabulary, chat_template_of
+from fastchat_serve.text import Prompts, TokenizerVocabulary, Vocabulary, chat_template_of
 
 __all__ = ["Loaded", "load"]
 
@@ -128,7 +128,7 @@ def _assemble(engine: Any, folder: Path, options: SglangOptions, device: str) ->
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # SGLang goes on using its own
     own.no_truncation()
     own.no_padding()
-    vocabulary = Vocabulary(own, manager.model_config.vocab_size)
+    vocabulary = TokenizerVocabulary(own, manager.model_config.vocab_size)
     template = None
     if options.task == "generate":
         template = chat_template_of(tokenizer, file=options.chat_template, variables=options.chat_template_kwargs)

@@ -73,7 +73,7 @@ class Intake:
             request,
             self._vocabulary,
             prompt=prompt,
-            text=AnswerText(self._vocabulary.tokenizer, prompt_ids=prompt, stops=params.stop),
+            text=AnswerText(self._vocabulary.detokenizer(prompt), stops=params.stop),
             limit=limit,
             end_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids),
             echo=prepared.echo,

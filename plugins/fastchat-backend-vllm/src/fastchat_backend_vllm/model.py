@@ -14,7 +14,7 @@ from fastchat_backend_vllm.loading import Tokenizing, advised_sampling, read_tok
 from fastchat_backend_vllm.options import VllmOptions
 from fastchat_serve import FULL_SAMPLING, Capability, EngineInfo, EngineSetup, SamplingParams, StartupError
 from fastchat_serve.checkpoint import find_folder, fingerprint
-from fastchat_serve.text import Prompts, Vocabulary
+from fastchat_serve.text import Prompts, TokenizerVocabulary
 
 __all__ = ["Model", "assemble"]
 
@@ -42,7 +42,7 @@ def assemble(engine: Any, tasks: tuple[str, ...], setup: EngineSetup, options: V
     config = engine.vllm_config
     context_length: int = config.model_config.max_model_len
     tokenizing = read_tokenizer(engine, options)
-    vocabulary = Vocabulary(tokenizing.tokenizer, config.model_config.get_vocab_size())
+    vocabulary = TokenizerVocabulary(tokenizing.tokenizer, config.model_config.get_vocab_size())
     prompts = Prompts(vocabulary, tokenizing.template, context_length=context_length, empty_prompt_id=tokenizing.bos_id)
     adapters = {
         name: LoRARequest(name, number, str(folder.absolute()))

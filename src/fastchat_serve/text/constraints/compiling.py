@@ -6,7 +6,6 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import Any
 
 from fastchat_serve.engine import ChatPrompt, Constraint, constraint_param
 from fastchat_serve.errors import EngineError, InvalidRequest, StartupError
@@ -16,6 +15,7 @@ from fastchat_serve.text.constraints.limits import ConstraintLimits
 from fastchat_serve.text.constraints.matcher import Mask, Matcher
 from fastchat_serve.text.constraints.tokens import library, token_trie
 from fastchat_serve.text.constraints.trial import Trial
+from fastchat_serve.text.vocabulary import Vocabulary
 
 __all__ = ["Constraints"]
 
@@ -35,28 +35,21 @@ class Constraints:
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        vocabulary_size: int,
-        end_ids: Collection[int],
-        limits: ConstraintLimits = _DEFAULT_LIMITS,
+        self, vocabulary: Vocabulary, *, end_ids: Collection[int], limits: ConstraintLimits = _DEFAULT_LIMITS
     ) -> None:
         """Reads the whole vocabulary, and blocks for that: half a second for 128 000 tokens.
 
         Args:
-            tokenizer: A ``tokenizers.Tokenizer``.
-            vocabulary_size: That of the model's output. It may be larger than the tokenizer's; what is over may never
-                be drawn.
+            vocabulary: As large as the model's output. What writes nothing may never be drawn.
             end_ids: The tokens that end an answer. They may be drawn exactly where the constraint is satisfied.
 
-        Raises `StartupError` if llguidance is missing or cannot take the tokenizer.
+        Raises `StartupError` if llguidance is missing or cannot take the vocabulary.
         """
         ll = library()
         self._limits = limits
-        self._end_ids = frozenset(id for id in end_ids if id < vocabulary_size)
+        self._end_ids = frozenset(id for id in end_ids if id < vocabulary.size)
         try:
-            self._trie = token_trie(tokenizer, vocabulary_size=vocabulary_size, end_ids=self._end_ids)
+            self._trie = token_trie(vocabulary, self._end_ids)
         except ValueError as error:
             raise StartupError(f"llguidance cannot take the model's tokenizer: {error}") from error
         self._words = -(-self._trie.vocab_size // 32)

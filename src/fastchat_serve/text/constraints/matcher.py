@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 from fastchat_serve.errors import EngineError
@@ -47,8 +47,10 @@ class Matcher:
         for token in tokens:
             self.accept(token)
 
-    def write_mask(self, row: Mask) -> None:
+    def write_mask(self, row: Mask, *, without: Collection[int] = ()) -> None:
         """Set bit *i* of `row`, one row of `Constraints.masks`, if token *i* may be drawn next.
+
+        Tokens `without` may not, unless no others may.
 
         Lets other threads run. Raises `EngineError` if the constraint is too complex at this place of the answer, or if
         no token of the model can continue it.
@@ -57,6 +59,13 @@ class Matcher:
         self._inner.unsafe_compute_mask_ptr(row.ctypes.data, self._words * 4)
         if self._inner.is_error():
             raise self._failure()
+        if without:
+            rest = row.copy()
+            for token in without:
+                if token < 32 * self._words:
+                    rest[token // 32] &= 0xFFFFFFFF ^ (1 << token % 32)
+            if rest.any():
+                row[:] = rest
 
     def copy(self) -> Self:
         """Another way from the same place."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from fastchat_serve.errors import StartupError
-from fastchat_serve.text.detokenize import TokenBytes
+from fastchat_serve.text.vocabulary import Vocabulary
 
 __all__ = ["library", "token_trie"]
 
@@ -25,15 +25,14 @@ def library() -> Any:
     return llguidance
 
 
-def token_trie(tokenizer: Any, *, vocabulary_size: int, end_ids: Collection[int]) -> Any:
-    """An ``LLTokenizer`` of `vocabulary_size` tokens; of one more if nothing ends an answer.
+def token_trie(vocabulary: Vocabulary, end_ids: Collection[int]) -> Any:
+    """An ``LLTokenizer`` of the tokens of `vocabulary`, and one more if nothing ends an answer.
 
     Padding and special tokens write nothing, so no constraint ever allows them.
     """
     ll = library()
-    pieces = TokenBytes(tokenizer)
-    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special} | set(end_ids)
-    tokens = [b"" if id in special else _text(pieces[id]) for id in range(vocabulary_size)]
+    special = {*vocabulary.hidden_ids, *end_ids}
+    tokens = [b"" if id in special else _text(vocabulary.token_bytes(id)) for id in range(vocabulary.size)]
     ends = sorted(end_ids)
     if not ends:
         ends = [len(tokens)]

@@ -1,14 +1,13 @@
 """The engine as the event loop sees it: streams in, sinks out, nothing that waits.
 
 The loop's thread owns the streams. Others prepare requests (templates, tokenizing, constraints), so that a long prompt
-holds up neither the loop nor the batch. The engine's own runs the model (`stepper.py`); what one step
-brought for all streams comes back in one call.
+holds up neither the loop nor the batch. The engine's own runs the model (`stepper.py`); what one step brought for all
+streams comes back in one call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -19,42 +18,36 @@ from typing import Self, TypeVar
 import anyio
 import anyio.to_thread
 
-from fastchat_backend_hf.devices import empty_cache
-from fastchat_backend_hf.embeddings import EmbedJob
-from fastchat_backend_hf.failures import as_serve_error
-from fastchat_backend_hf.generation import News
-from fastchat_backend_hf.loading import LoadedModel, load
-from fastchat_backend_hf.options import HfOptions
-from fastchat_backend_hf.stepper import Stepper
-from fastchat_serve import (
+from fastchat_serve.engine import (
     ChatPrompt,
     Chunk,
     Embeddings,
     EmbedRequest,
-    EngineError,
     EngineInfo,
     EngineLoad,
-    EngineSetup,
     GenerateRequest,
     Handle,
-    InvalidRequest,
-    ServeError,
     Sink,
     TextPrompt,
     TokenPrompt,
-    Unavailable,
-    pull,
 )
+from fastchat_serve.errors import EngineError, InvalidRequest, ServeError, Unavailable
+from fastchat_serve.hookspecs import EngineSetup
+from fastchat_serve.push import pull
+from fastchat_serve.stepping.embedding import EmbedJob
+from fastchat_serve.stepping.failures import as_serve_error
+from fastchat_serve.stepping.model import News, SteppedModel
+from fastchat_serve.stepping.stepper import Stepper
 from fastchat_serve.text import Lanes, is_slow
 
-__all__ = ["HfEngine"]
+__all__ = ["CLOSE_TIMEOUT_S", "SteppingEngine"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_UNLOAD_TIMEOUT_S = 30.0
-"""How long unloading waits for the step under way."""
+CLOSE_TIMEOUT_S = 30.0
+"""How long closing waits for the step under way, or for the end of loading."""
 
 
 class _Stream:
@@ -79,48 +72,67 @@ class _Stream:
         if not self._ended:
             self._ended = True
             self._sink.end(None if self.aborted else error)
+            self.aborted = True  # for a thread that could not be waited for
 
 
-class HfEngine:
-    """A transformers model with continuous batching; a `PushEngine`.
+class SteppingEngine:
+    """A model that is loaded, stepped and closed on a thread of its own; a `PushEngine`.
+
+    Args:
+        load: Loads the model, and tells `EngineSetup.progress` how far it is: that raises once loading is cancelled.
+            Raises `StartupError`.
+        name: That of the backend, for the names of threads.
+        leave: Called last on the engine's thread, also if `load` failed: gives back what the library keeps for it.
 
     Attributes:
         fatal_error: What ended the engine's thread, None while it is well. Every request fails from then on.
     """
 
-    def __init__(self, setup: EngineSetup) -> None:
-        if not isinstance(setup.options, HfOptions):
-            raise TypeError(f"options must be HfOptions, not {type(setup.options).__name__}")
-        self._setup, self._options = setup, setup.options
+    def __init__(
+        self,
+        setup: EngineSetup,
+        load: Callable[[EngineSetup], SteppedModel],
+        *,
+        name: str,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        self._setup, self._load, self._leave, self._name = setup, load, leave, f"fastchat-{name}"
         self.fatal_error: BaseException | None = None
-        self._model: LoadedModel | None = None
+        self._stepper: Stepper | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self.fatal_error = None
         self._streams: set[_Stream] = set()
         self._jobs: set[EmbedJob] = set()
-        model = await anyio.to_thread.run_sync(load, self._setup, self._options)
-        self._model = model
-        self._preparing = Lanes("fastchat-hf-prompts")
         self._stepper = Stepper(
-            model.generation, model.embedder, deliver=self._post_news, died=partial(self._post, self._on_death)
+            self._setup,
+            self._load,
+            self._leave,
+            name=f"{self._name}-engine",
+            deliver=partial(self._post, self._on_news),
+            died=partial(self._post, self._on_death),
         )
         self._stepper.start()
+        try:
+            await asyncio.wrap_future(self._stepper.loaded)
+        except BaseException:
+            await self._end_thread(self._stepper)
+            self._stepper = None
+            raise
+        self._preparing = Lanes(f"{self._name}-prompts")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._stepper.stop()
         self._preparing.close()
-        with anyio.CancelScope(shield=True):
-            ended = await anyio.to_thread.run_sync(self._stepper.join, _UNLOAD_TIMEOUT_S)
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True) as patience:
+            await anyio.to_thread.run_sync(self._preparing.join, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            logger.error("a request is still being prepared; the model stays in memory")
+        elif self._stepper is not None:
+            await self._end_thread(self._stepper)
+        self._stepper = None
         self._end_all(Unavailable("The model was unloaded."))
-        if not ended:
-            logger.error("the engine's thread is stuck in a step; its memory is not released")
-        del self._stepper
-        self._model = None
-        gc.collect()
-        empty_cache()
 
     @property
     def info(self) -> EngineInfo:
@@ -140,54 +152,53 @@ class HfEngine:
         return pull(self.start, request)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        texts = await self._off_loop(is_slow(request), partial(self._loaded.prompts.inputs, request))
+        texts = await self._off_loop(partial(self._loaded.prompts.inputs, request), slow=is_slow(request))
+        if not texts:
+            raise InvalidRequest("There is nothing to embed.", param="input")
         if self.fatal_error is not None:
             raise self._dead()
         job = EmbedJob(texts)
         self._jobs.add(job)
         try:
-            self._stepper.submit(job)
-            vectors = await asyncio.wrap_future(job.future)
+            self._running.submit(job)
+            return await asyncio.wrap_future(job.future)
         finally:
             self._jobs.discard(job)
-        return Embeddings(vectors.astype("<f4").tobytes(), vectors.shape[1], sum(map(len, texts)))
 
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
-        return tuple(await self._off_loop(is_slow(prompt), partial(self._loaded.prompts.token_ids, prompt)))
+        return tuple(await self._off_loop(partial(self._loaded.prompts.token_ids, prompt), slow=is_slow(prompt)))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
-        return await self._off_loop(is_slow(TokenPrompt(token_ids)), partial(self._loaded.prompts.text, token_ids))
+        slow = is_slow(TokenPrompt(token_ids))
+        return await self._off_loop(partial(self._loaded.prompts.text, token_ids), slow=slow)
 
     async def render(self, prompt: ChatPrompt) -> str:
-        return await self._off_loop(is_slow(prompt), partial(self._loaded.prompts.render, prompt))
+        return await self._off_loop(partial(self._loaded.prompts.render, prompt), slow=is_slow(prompt))
 
     def current_load(self) -> EngineLoad:
-        generation = self._loaded.generation
-        if generation is None:
+        model = None if self._stepper is None else self._stepper.model
+        if model is None:
+            return EngineLoad()
+        if model.generation is None:
             return EngineLoad(running=len(self._jobs))
-        running = min(generation.running, len(self._streams))
-        return EngineLoad(running, len(self._streams) - running, generation.used_fraction)
+        running = min(model.generation.running, len(self._streams))
+        return EngineLoad(running, len(self._streams) - running, model.generation.used_fraction)
 
     def die(self) -> None:
         """Break for good, as a lost device would: for the conformance kit, which proves what happens then."""
-        self._stepper.die(RuntimeError("the engine was told to die"))
+        self._running.die(RuntimeError("the engine was told to die"))
 
     # ---------------------------------------------------------------------- on the preparing threads
 
     def _prepare(self, request: GenerateRequest, stream: _Stream, accepted: float) -> None:
         try:
-            self._check_adapter(request)
-            sequence = self._loaded.prompts.sequence(request, stream, accepted)
+            work = self._loaded.prepare(request, stream, accepted)
         except Exception as error:  # the thread's boundary: whatever it was, the stream is told
             if not isinstance(error, ServeError):
                 logger.exception("request %s could not be prepared", request.id)
-            self._post_news([News(stream, ended=True, error=as_serve_error(error))])
+            self._post(self._on_news, [News(stream, ended=True, error=as_serve_error(error))])
         else:
-            self._stepper.submit(sequence)
-
-    def _check_adapter(self, request: GenerateRequest) -> None:
-        if request.adapter is not None and request.adapter not in self.info.adapters:
-            raise InvalidRequest(f"This model has no adapter {request.adapter!r}.", param="model")
+            self._running.submit(work)
 
     # ------------------------------------------------------------------------------ from other threads
 
@@ -196,10 +207,6 @@ class HfEngine:
             self._loop.call_soon_threadsafe(callback, value)
         except RuntimeError:
             logger.debug("the event loop is closed; nobody is left to tell")
-
-    def _post_news(self, news: list[News]) -> None:
-        if news:
-            self._post(self._on_news, news)
 
     # ------------------------------------------------------------------------------- on the loop's thread
 
@@ -217,29 +224,47 @@ class HfEngine:
         """Let go of `stream` at once if nobody has begun with it, otherwise before the next step."""
         if stream.preparation is not None and stream.preparation.cancel():
             self._loop.call_soon(self._on_news, [News(stream, ended=True)])
-        else:
+        elif self._stepper is not None:
             self._stepper.wake()
 
     def _on_death(self, error: BaseException) -> None:
-        logger.critical("the engine's thread died", exc_info=error)
-        self.fatal_error = error.with_traceback(None)  # whose frames would keep the model in memory
+        self.fatal_error = error
         self._end_all(self._dead())
 
     def _end_all(self, error: ServeError) -> None:
         while self._streams:
             self._streams.pop().end(error)
         for job in self._jobs:
-            if not job.future.done():
-                job.future.set_exception(error)
+            job.fail(error)
 
     def _dead(self) -> EngineError:
         return EngineError(f"The engine has stopped working ({type(self.fatal_error).__name__}).")
 
-    async def _off_loop(self, slow: bool, work: Callable[[], _T]) -> _T:
-        return await asyncio.wrap_future(self._preparing.submit(work, slow=slow))
+    async def _end_thread(self, stepper: Stepper) -> None:
+        stepper.stop()
+        with anyio.CancelScope(shield=True):
+            ended = await anyio.to_thread.run_sync(stepper.join, CLOSE_TIMEOUT_S)
+        if not ended:
+            logger.error("the engine's thread is stuck; its memory is not released")
+
+    async def _off_loop(self, work: Callable[[], _T], *, slow: bool) -> _T:
+        task = asyncio.current_task()
+        try:
+            return await asyncio.wrap_future(self._preparing.submit(work, slow=slow))
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling():
+                raise
+            raise Unavailable("The model was unloaded.") from None  # before anybody had begun with it
 
     @property
-    def _loaded(self) -> LoadedModel:
-        if self._model is None:
+    def _running(self) -> Stepper:
+        if self._stepper is None:
+            raise Unavailable("The model was unloaded.")
+        return self._stepper
+
+    @property
+    def _loaded(self) -> SteppedModel:
+        model = None if self._stepper is None else self._stepper.model
+        if model is None:
             raise RuntimeError("the engine is not open")
-        return self._model
+        return model
