@@ -62,7 +62,7 @@ async def all_answers(engine: SteppingEngine, requests: list[GenerateRequest], g
                 if len(chunks) >= wait_for:
                     started[i].set()
         started[i].set()
-        return Answer(chunks)
+        return Answer(requests[i], chunks)
 
     return await asyncio.gather(*map(run, range(len(requests))))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_answers import Folder, Opened, answer, asking, engine_on, until
+from hf_answers import Folder, Opened, RecordingSink, answer, asking, engine_on, until
 from torch import Tensor
 
 from fastchat_backend_hf.batch_runner import BatchRunner
@@ -24,23 +24,10 @@ from fastchat_backend_hf.runners import Block
 from fastchat_backend_hf.sampling import Draw, Sampler
 from fastchat_backend_hf.shelves import Shelf
 from fastchat_backend_hf.solo import SoloRunner
-from fastchat_serve import Chunk, EmbedRequest, EngineError, OutOfMemory, TextPrompt, Unavailable
+from fastchat_serve import EmbedRequest, EngineError, OutOfMemory, TextPrompt, Unavailable
 from fastchat_serve.stepping import EmbedJob, Preparation
 
 pytestmark = pytest.mark.anyio
-
-
-class RecordingSink:
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.ends: list[Exception | None] = []
-
-    def push(self, chunk: Chunk) -> None:
-        assert not self.ends, "a chunk after the end"
-        self.chunks.append(chunk)
-
-    def end(self, error: Exception | None) -> None:
-        self.ends.append(error)
 
 
 ENDLESS = asking(max_tokens=None, ignore_eos=True)

@@ -96,7 +96,7 @@ async def test_others_in_the_batch_are_not_held_to_it(opened: Opened) -> None:
         alone = await answer(engine, asking())
         held, free = await answers(engine, [asking(constraint=Choice(("yes",))), asking()])
 
-    assert (held.text, free.ids) == ("yes", alone.ids)
+    assert (held.text, free.token_ids) == ("yes", alone.token_ids)
 
 
 async def test_an_answer_does_not_end_before_min_tokens_if_it_can_go_on(opened: Opened) -> None:
@@ -105,7 +105,7 @@ async def test_an_answer_does_not_end_before_min_tokens_if_it_can_go_on(opened: 
         got = await answer(engine, asking(constraint=digits, min_tokens=8, temperature=1.0))
         short = await answer(engine, asking(constraint=Choice(("yes",)), min_tokens=8))
 
-    assert len(got.ids) >= 8
+    assert len(got.token_ids) >= 8
     assert short.text == "yes"
 
 
@@ -136,4 +136,4 @@ async def test_a_constraint_that_fails_ends_its_own_answer_only(
             await anext(broken)
         rest = [chunk async for chunk in neighbour]
 
-    assert tuple(token for chunk in (first, *rest) for token in chunk.token_ids) == alone.ids
+    assert tuple(token for chunk in (first, *rest) for token in chunk.token_ids) == alone.token_ids

@@ -47,18 +47,18 @@ async def test_greedy_answers_are_those_of_mlx_lm_for_all_in_a_batch(opened: Ope
         found = await answers(engine, [asking(said) for said in PROMPTS])
 
     for said, got in zip(PROMPTS, found, strict=True):
-        assert list(got.ids) == [response.token for response in reference.answer(reference.prompt(said), 24)]
+        assert list(got.token_ids) == [response.token for response in reference.answer(reference.prompt(said), 24)]
 
 
 async def test_who_joins_and_leaves_meanwhile_changes_nothing(opened: Opened) -> None:
     requests = [asking(said, max_tokens=5 * number) for number, said in enumerate(PROMPTS, 1)]
     async with opened(prefill_tokens=4) as engine:
-        alone = [(await answer(engine, request)).ids for request in requests]
+        alone = [(await answer(engine, request)).token_ids for request in requests]
         late: list[asyncio.Task[Any]] = []
         async for _ in engine.generate_stream(asking(max_tokens=60, ignore_eos=True)):
             if len(late) < len(requests):
                 late.append(asyncio.create_task(answer(engine, requests[len(late)])))
-        assert [(await task).ids for task in late] == alone
+        assert [(await task).token_ids for task in late] == alone
 
 
 async def test_who_has_no_room_in_the_batch_waits_and_the_lower_priority_number_comes_first(opened: Opened) -> None:
@@ -84,18 +84,18 @@ async def test_usage_and_ids_count_every_token_and_the_stop_token(opened: Opened
         got = await answer(engine, asking(PROMPTS[0], max_tokens=None))
 
     assert got.last.finish_reason == "stop"
-    assert got.last.stop_match == got.ids[-1] == reference.tokenizer.eos_token_id
-    assert got.last.usage == Usage(len(reference.prompt(PROMPTS[0])), len(got.ids))
-    assert got.text == reference.tokenizer.decode(list(got.ids[:-1]))
+    assert got.last.stop_match == got.token_ids[-1] == reference.tokenizer.eos_token_id
+    assert got.last.usage == Usage(len(reference.prompt(PROMPTS[0])), len(got.token_ids))
+    assert got.text == reference.tokenizer.decode(list(got.token_ids[:-1]))
 
 
 async def test_an_answer_ends_at_max_tokens(opened: Opened) -> None:
     async with opened() as engine:
         for count in (1, 2, 7):
             got = await answer(engine, asking(max_tokens=count))
-            assert (len(got.ids), got.last.finish_reason) == (count, "length")
+            assert (len(got.token_ids), got.last.finish_reason) == (count, "length")
         nothing = await answer(engine, asking(max_tokens=0))
-        assert (nothing.ids, nothing.text, nothing.last.finish_reason) == ((), "", "length")
+        assert (nothing.token_ids, nothing.text, nothing.last.finish_reason) == ((), "", "length")
 
 
 async def test_nothing_of_a_stop_string_is_sent(opened: Opened) -> None:
@@ -111,28 +111,28 @@ async def test_nothing_of_a_stop_string_is_sent(opened: Opened) -> None:
 async def test_stop_tokens_end_an_answer_but_not_before_min_tokens(opened: Opened) -> None:
     async with opened() as engine:
         free = await answer(engine, asking())
-        token = free.ids[3]
-        first = free.ids.index(token)
+        token = free.token_ids[3]
+        first = free.token_ids.index(token)
         stopped = await answer(engine, asking(stop_token_ids=(token,)))
         later = await answer(engine, asking(stop_token_ids=(token,), min_tokens=first + 2))
 
-    assert stopped.ids == free.ids[: first + 1]
+    assert stopped.token_ids == free.token_ids[: first + 1]
     assert stopped.last.stop_match == token
-    assert later.ids[:first] == free.ids[:first]
-    assert token not in later.ids[: first + 2]
+    assert later.token_ids[:first] == free.token_ids[:first]
+    assert token not in later.token_ids[: first + 2]
 
 
 async def test_ignore_eos_goes_on_to_the_limit(opened: Opened) -> None:
     async with opened() as engine:
         got = await answer(engine, asking(PROMPTS[0], ignore_eos=True, max_tokens=40))
 
-    assert (len(got.ids), got.last.finish_reason) == (40, "length")
+    assert (len(got.token_ids), got.last.finish_reason) == (40, "length")
 
 
 async def test_what_does_not_fit_the_context_is_refused_with_both_counts(opened: Opened) -> None:
     async with opened(context_length=32) as engine:
         full = await answer(engine, asking(TokenPrompt((300,) * 20), max_tokens=None, ignore_eos=True))
-        assert len(full.ids) == 12
+        assert len(full.token_ids) == 12
         with pytest.raises(ContextOverflow, match=r"32 tokens.* needs 33: 20 in the prompt and 13 for the answer"):
             await answer(engine, asking(TokenPrompt((300,) * 20), max_tokens=13))
         with pytest.raises(ContextOverflow):
@@ -192,7 +192,7 @@ async def test_a_prompts_log_probabilities_are_those_its_tokens_would_have_as_an
     assert all(math.isfinite(entry.logprob) and len(entry.top) == 2 for entry in echo.logprobs[1:] if entry.logprob)
     assert forced.chunks[0].logprobs is not None
     assert echo.logprobs[-4].logprob == pytest.approx(forced.chunks[0].logprobs[0].logprob, abs=1e-3)
-    assert got.ids == plain.ids
+    assert got.token_ids == plain.token_ids
 
 
 async def test_echo_shows_the_prompt_and_only_once(opened: Opened) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx is not installed here")
 
-from mlx_answers import PROMPTS, Opened, answer, asking, setup, until
+from mlx_answers import PROMPTS, Opened, RecordingSink, answer, asking, setup, until
 from mlx_lm.generate import BatchGenerator
 from msgspec.structs import replace
 
@@ -24,19 +24,6 @@ from fastchat_serve import Chunk, DeadlineExceeded, EngineError, OutOfMemory, Te
 from fastchat_serve.stepping import Preparation
 
 pytestmark = pytest.mark.anyio
-
-
-class RecordingSink:
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.ends: list[Exception | None] = []
-
-    def push(self, chunk: Chunk) -> None:
-        assert not self.ends, "a chunk after the end"
-        self.chunks.append(chunk)
-
-    def end(self, error: Exception | None) -> None:
-        self.ends.append(error)
 
 
 ENDLESS = asking(max_tokens=None, ignore_eos=True)
@@ -89,7 +76,7 @@ async def test_others_go_on_when_one_leaves(opened: Opened) -> None:
             await until(lambda: engine.current_load().running == 2)
             handle.abort()
             await until(lambda sink=sink: bool(sink.ends))  # type: ignore[misc]
-        assert (await kept).ids == alone.ids
+        assert (await kept).token_ids == alone.token_ids
 
 
 async def test_a_request_can_be_aborted_before_it_is_prepared(opened: Opened) -> None:
@@ -124,7 +111,7 @@ async def test_a_step_that_fails_ends_the_rows_in_it_and_no_other(
             with pytest.raises(EngineError) as caught:
                 await to_the_end(stream)
         assert "secret" not in str(caught.value)
-        assert (await waiting).ids == expected.ids
+        assert (await waiting).token_ids == expected.token_ids
         assert engine.fatal_error is None
 
 
@@ -154,7 +141,7 @@ async def test_an_output_that_is_no_number_ends_its_own_answer(opened: Opened) -
         kept = asyncio.create_task(answer(engine, asking()))
         with pytest.raises(EngineError, match="not a number"):
             await answer(engine, asking(logit_bias={5: float("nan")}))
-        assert (await kept).ids == expected.ids
+        assert (await kept).token_ids == expected.token_ids
 
 
 async def test_steps_that_keep_failing_end_the_engine(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +211,7 @@ async def test_an_engine_can_be_opened_again() -> None:
     found = []
     for _ in range(2):
         async with engine:
-            found.append((await answer(engine, asking())).ids)  # type: ignore[arg-type]
+            found.append((await answer(engine, asking())).token_ids)  # type: ignore[arg-type]
 
     assert found[0] == found[1]
 
@@ -233,7 +220,7 @@ async def test_two_engines_in_one_process_do_not_disturb_each_other(opened: Open
     async with opened() as one, opened() as other:
         found = await asyncio.gather(*(answer(engine, asking(said)) for engine in (one, other) for said in PROMPTS))
 
-    assert [got.ids for got in found[: len(PROMPTS)]] == [got.ids for got in found[len(PROMPTS) :]]
+    assert [got.token_ids for got in found[: len(PROMPTS)]] == [got.token_ids for got in found[len(PROMPTS) :]]
 
 
 async def test_loading_that_is_cancelled_leaves_no_thread() -> None:

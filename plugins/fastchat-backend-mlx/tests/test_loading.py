@@ -104,7 +104,7 @@ async def test_folders_with_four_bits_generate(opened: Opened, four_bits: Path) 
         again = await answer(engine, asking(PROMPTS[0], temperature=1.0, seed=4))
 
     assert len(got.text) > 3
-    assert sampled.ids == again.ids
+    assert sampled.token_ids == again.token_ids
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -119,8 +119,8 @@ async def test_an_adapter_changes_the_answers(opened: Opened, adapter: Path, fou
     expected, tokenizer = mlx_lm.load(str(model), adapter_path=str(adapter), lazy=True)
     expected.set_dtype(mx.float32)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": PROMPTS[3]}], add_generation_prompt=True)
-    assert adapted.ids != plain.ids
-    assert list(adapted.ids) == [
+    assert adapted.token_ids != plain.token_ids
+    assert list(adapted.token_ids) == [
         response.token for response in mlx_lm.stream_generate(expected, tokenizer, prompt, max_tokens=24)
     ]
 

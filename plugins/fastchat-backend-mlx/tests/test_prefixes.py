@@ -31,7 +31,7 @@ async def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_where_they_
         shared = len(await engine.tokenize(TextPrompt(STORY)))
         found = [await answer(engine, request) for request in (first, second, second)]
 
-    assert [got.ids for got in found] == [fresh[0].ids, fresh[1].ids, fresh[1].ids]
+    assert [got.token_ids for got in found] == [fresh[0].token_ids, fresh[1].token_ids, fresh[1].token_ids]
     assert [cached(got) for got in fresh] == [0, 0]
     assert cached(found[0]) == 0
     assert shared - 1 <= cached(found[1]) < found[1].last.usage.prompt_tokens
@@ -42,7 +42,7 @@ async def test_a_conversation_goes_on_from_its_own_answer(opened: Opened) -> Non
     async with opened(prefix_cache_bytes="64MiB") as engine:
         prompt = await engine.tokenize(TextPrompt(STORY))
         got = await answer(engine, asking(TokenPrompt(prompt)))
-        on = (*prompt, *got.ids, 300, 301)
+        on = (*prompt, *got.token_ids, 300, 301)
         assert cached(await answer(engine, asking(TokenPrompt(on)))) == len(on) - 2
 
 
@@ -59,10 +59,10 @@ async def test_nothing_is_shared_between_clients(opened: Opened) -> None:
 async def test_rows_from_the_cache_and_others_share_a_batch(opened: Opened) -> None:
     requests = [asking(TextPrompt(text)) for text in (STORY, f"{STORY} It was", "Hello", STORY[:40])]
     async with opened() as engine:
-        fresh = [(await answer(engine, request)).ids for request in requests]
+        fresh = [(await answer(engine, request)).token_ids for request in requests]
     async with opened(prefix_cache_bytes="64MiB") as engine:
         for _ in range(2):
-            assert [got.ids for got in await answers(engine, requests)] == fresh
+            assert [got.token_ids for got in await answers(engine, requests)] == fresh
 
 
 def cache_of(length: int) -> list[KVCache]:

@@ -31,8 +31,8 @@ FULL: dict[str, Any] = SAMPLED | {
 async def test_a_seed_gives_the_same_answer_alone_and_among_others(opened: Opened) -> None:
     requests = [asking(said, seed=seed, **SAMPLED) for said in PROMPTS for seed in (1, 2)]
     async with opened() as engine:
-        together = [got.ids for got in await answers(engine, requests)]
-        alone = [(await answer(engine, request)).ids for request in requests]
+        together = [got.token_ids for got in await answers(engine, requests)]
+        alone = [(await answer(engine, request)).token_ids for request in requests]
 
     assert together == alone
     assert len(set(together)) > len(PROMPTS)
@@ -42,11 +42,11 @@ async def test_a_seed_gives_the_same_answer_alone_and_among_others(opened: Opene
 async def test_an_answer_can_be_resumed_after_any_of_its_tokens(opened: Opened, fields: dict[str, Any]) -> None:
     async with opened() as engine:
         whole = await answer(engine, asking(**fields))
-        for index in range(1, len(whole.ids) + 1):
-            resumed = await answer(engine, asking(resume_token_ids=whole.ids[:index], **fields))
+        for index in range(1, len(whole.token_ids) + 1):
+            resumed = await answer(engine, asking(resume_token_ids=whole.token_ids[:index], **fields))
             sent = "".join(chunk.text for chunk in whole.chunks[:index])
-            assert whole.ids[:index] + resumed.ids == whole.ids
-            assert sent + resumed.text == whole.text or index == len(whole.ids)
+            assert whole.token_ids[:index] + resumed.token_ids == whole.token_ids
+            assert sent + resumed.text == whole.text or index == len(whole.token_ids)
             assert resumed.last.usage == whole.last.usage
             assert resumed.last.finish_reason == whole.last.finish_reason
 
@@ -55,16 +55,16 @@ async def test_a_constrained_answer_can_be_resumed(opened: Opened) -> None:
     request = asking(constraint=JsonObject(), **SAMPLED | {"ignore_eos": False, "max_tokens": 40, "seed": 3})
     async with opened() as engine:
         whole = await answer(engine, request)
-        for index in range(1, len(whole.ids), 5):
+        for index in range(1, len(whole.token_ids), 5):
             resumed = await answer(
                 engine,
                 asking(
                     constraint=JsonObject(),
-                    resume_token_ids=whole.ids[:index],
+                    resume_token_ids=whole.token_ids[:index],
                     **SAMPLED | {"ignore_eos": False, "max_tokens": 40, "seed": 3},
                 ),
             )
-            assert whole.ids[:index] + resumed.ids == whole.ids
+            assert whole.token_ids[:index] + resumed.token_ids == whole.token_ids
 
 
 async def test_a_stop_string_is_found_across_the_point_of_resumption(opened: Opened) -> None:
@@ -72,8 +72,8 @@ async def test_a_stop_string_is_found_across_the_point_of_resumption(opened: Ope
         free = await answer(engine, asking(TextPrompt("Once upon a time")))
         stop = free.text[10:18]
         whole = await answer(engine, asking(TextPrompt("Once upon a time"), stop=(stop,)))
-        for index in range(1, len(whole.ids)):
+        for index in range(1, len(whole.token_ids)):
             resumed = await answer(
-                engine, asking(TextPrompt("Once upon a time"), stop=(stop,), resume_token_ids=whole.ids[:index])
+                engine, asking(TextPrompt("Once upon a time"), stop=(stop,), resume_token_ids=whole.token_ids[:index])
             )
             assert "".join(chunk.text for chunk in whole.chunks[:index]) + resumed.text == whole.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -12,15 +11,14 @@ from typing import Any
 from fastchat_backend_sglang import SglangOptions
 from fastchat_backend_sglang.engine import SglangEngine
 from fastchat_serve import (
-    ChatPrompt,
-    Chunk,
     EngineSetup,
     GenerateRequest,
-    Message,
     SamplingParams,
     TokenPrompt,
-    Usage,
 )
+from fastchat_serve.testing.asking import answer, saying, until
+
+__all__ = ["ENDLESS", "Opened", "answer", "asking", "greedy_ids", "opened_on", "read", "until"]
 
 Opened = Callable[..., AbstractAsyncContextManager[SglangEngine]]
 
@@ -42,33 +40,12 @@ def opened_on(folder: Path) -> Opened:
 def asking(text: str = "What is 3 + 4?", **fields: Any) -> GenerateRequest:
     """A greedy request of at most 32 tokens; fields of the request or of its sampling."""
     sampling = {name: fields.pop(name) for name in list(fields) if name in SamplingParams.__struct_fields__}
-    prompt = fields.pop("prompt", ChatPrompt((Message(role="user", content=text),)))
+    prompt = fields.pop("prompt", saying(text))
     params = SamplingParams(**({"temperature": 0.0, "max_tokens": 32} | sampling))
     return GenerateRequest(id=f"request-{next(_numbers)}", prompt=prompt, sampling=params, **fields)
 
 
 ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 1500}
-
-
-class Answer:
-    """What came."""
-
-    def __init__(self, chunks: Sequence[Chunk]) -> None:
-        self.chunks = chunks
-        self.text = "".join(chunk.text for chunk in chunks)
-        self.token_ids = tuple(token for chunk in chunks for token in chunk.token_ids)
-        self.logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
-        self.finish_reason, self.stop_match = chunks[-1].finish_reason, chunks[-1].stop_match
-
-    @property
-    def usage(self) -> Usage:
-        usage = self.chunks[-1].usage
-        assert usage is not None
-        return usage
-
-
-async def answer(engine: SglangEngine, request: GenerateRequest) -> Answer:
-    return Answer([chunk async for chunk in engine.generate_stream(request)])
 
 
 async def read(engine: SglangEngine, request: GenerateRequest, count: int) -> None:
@@ -82,9 +59,3 @@ async def greedy_ids(engine: SglangEngine, prompt: Sequence[int], count: int) ->
     """The tokens that the engine finds most likely, one after the other."""
     request = asking(prompt=TokenPrompt(tuple(prompt)), max_tokens=count)
     return list((await answer(engine, request)).token_ids)
-
-
-async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110  # another process changes it, and sets no event
-            await asyncio.sleep(0.005)

@@ -30,6 +30,7 @@ from fastchat_serve import (
     Regex,
     TextPrompt,
 )
+from fastchat_serve.testing.answers import read_push
 
 pytestmark = needs_vllm
 
@@ -200,19 +201,8 @@ async def test_json_under_a_schema_is_valid_a_hundred_times_of_a_hundred(engine:
 
 async def pushed(engine: VllmEngine, request: GenerateRequest) -> Answer:
     """The answer by the push form, which plain requests take as well."""
-    chunks: list[Any] = []
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    class Sink:
-        push = staticmethod(chunks.append)
-
-        def end(self, error: Exception | None) -> None:
-            ended.set_result(None) if error is None else ended.set_exception(error)
-
-    engine.start(request, Sink())
     async with asyncio.timeout(120):
-        await ended
-    return Answer(chunks)
+        return (await read_push(engine.start, request)).answer.whole()
 
 
 @pytest.mark.parametrize(

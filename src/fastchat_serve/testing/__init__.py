@@ -7,4 +7,5 @@ such request reaches it.
 
 The checks are `test_*.py`. The rest serves them: `subject.py` has the engine under test, `answers.py` what it
 said, `plugin.py` ties both to pytest, `report.py` tells how it went. The manual is ``docs/conformance.md``.
+`asking.py` is for a backend's own tests.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 
 import anyio
@@ -36,9 +36,9 @@ class Answer:
         error: What ended the answer instead of a finish.
     """
 
-    def __init__(self, request: GenerateRequest) -> None:
+    def __init__(self, request: GenerateRequest, chunks: Iterable[Chunk] = ()) -> None:
         self.request = request
-        self.chunks: list[Chunk] = []
+        self.chunks = list(chunks)
         self.error: Exception | None = None
 
     @property
@@ -48,6 +48,11 @@ class Answer:
     @property
     def token_ids(self) -> tuple[int, ...]:
         return tuple(token_id for chunk in self.chunks for token_id in chunk.token_ids)
+
+    @property
+    def ids(self) -> list[int]:
+        """`token_ids` as models and tokenizers take them."""
+        return list(self.token_ids)
 
     @property
     def logprobs(self) -> list[TokenLogprob]:
