@@ -16,13 +16,13 @@ from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 
 from fastchat_serve.config import Config
-from fastchat_serve.configfile.load import convert_options
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.policies import POLICIES
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import PluginError, StartupError, Unavailable
-from fastchat_serve.hookspecs import EngineSetup, Progress
+from fastchat_serve.errors import StartupError, Unavailable
+from fastchat_serve.hookspecs import Progress
+from fastchat_serve.making import make_worker
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
@@ -41,14 +41,10 @@ from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.watchdog import Watchdog
-from fastchat_serve.worker.local import LocalWorker
 
 __all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
-
-_ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "generate_stream")
-"""What the contract wants of every engine, whatever its capabilities; `info` may wait until it is open."""
 
 
 class Application:
@@ -76,7 +72,7 @@ class Application:
         self._plugins.load(config.plugins)
         self.registry = Registry()
         report = progress or LogProgress()
-        self.workers = [self._worker(index, report) for index in range(len(config.worker))]
+        self.workers = [make_worker(config, index, self._plugins, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
         self.watchdog = Watchdog()
         self.metrics = Metrics(self.registry, self.watchdog)
@@ -115,35 +111,6 @@ class Application:
         """End everything under way with an error that says why."""
         for worker in self.workers:
             worker.expel(Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0))
-
-    def _worker(self, index: int, progress: Progress) -> LocalWorker:
-        config, worker = self.config, self.config.worker[index]
-        try:
-            backend = self._plugins.backend(worker.backend)
-            model = self._plugins.model_for(backend, worker.model)
-        except PluginError as error:
-            raise config.error(("worker", index, "backend"), str(error)) from error
-        options = convert_options(config, index, backend.options)
-        setup = EngineSetup(model, options, progress)
-        if worker.tool_parser is not None and worker.tool_parser not in self._plugins.tool_parsers:
-            known = ", ".join(sorted(self._plugins.tool_parsers))
-            raise config.error(("worker", index, "tool_parser"), f"there is no such parser; known are: {known}")
-        engine = backend.factory(setup)
-        missing = [name for name in _ENGINE_MEMBERS if not hasattr(type(engine), name) and name not in vars(engine)]
-        if missing:
-            raise config.error(
-                ("worker", index, "backend"), f"the engine of {worker.backend!r} lacks {', '.join(missing)}"
-            )
-        return LocalWorker(
-            engine,
-            names=worker.names,
-            concurrency=worker.concurrency,
-            queue=worker.queue,
-            speed=worker.speed,
-            timeouts=worker.timeouts,
-            tool_parser=worker.tool_parser,
-            remake=lambda: backend.factory(setup),
-        )
 
     def _policy(self) -> Policy:
         name = self.config.controller.policy if self.config.controller is not None else "shortest_queue"

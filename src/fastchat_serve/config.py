@@ -183,6 +183,9 @@ class Worker(_Table, frozen=True, kw_only=True):
     """Where to register. Needed when no [controller] is here."""
     advertise: Url | None = None
     """The address at which peers reach this worker. Default: derived from the bound socket."""
+    placement: Literal["loop", "process"] = "loop"
+    """Where the engine runs: in this process's event loop, or in a process of its own, which may crash or keep the
+    interpreter busy without hurting anybody else, and is started anew."""
     tool_parser: Name | None = None
     """How tool calls are read out of the answer. Default: what the chat template suggests."""
     timeouts: Timeouts = Timeouts()

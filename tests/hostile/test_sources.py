@@ -73,7 +73,8 @@ def test_s14_keys_are_compared_in_one_place_and_in_constant_time():
     revealing = {file for file, node in nodes(ast.Attribute) if node.attr == "reveal"}
 
     assert comparing == {"src/fastchat_serve/routes/auth.py"}
-    # What hashes them for that, what checks their form at start-up, and the clients that send their own.
+    # What hashes them for that, what checks their form at start-up, the clients that send their own, and what hands
+    # those to a child of the server's.
     assert revealing == {
         "plugins/fastchat-backend-hf-inference/src/fastchat_backend_hf_inference/place.py",
         "plugins/fastchat-backend-openai/src/fastchat_backend_openai/engine.py",
@@ -81,6 +82,7 @@ def test_s14_keys_are_compared_in_one_place_and_in_constant_time():
         "src/fastchat_serve/app.py",
         "src/fastchat_serve/configfile/rules.py",
         "src/fastchat_serve/commands/client.py",
+        "src/fastchat_serve/making.py",
     }
 
 

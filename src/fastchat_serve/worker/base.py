@@ -27,13 +27,15 @@ __all__ = ["Worker", "WorkerLoad", "WorkerState"]
 
 
 class WorkerState(StrEnum):
-    """The life of a worker, in order; `FAILED` can follow any."""
+    """The life of a worker, in order. `FAILED` can follow any; `LOST` can, and what it was before can follow it."""
 
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
+    LOST = "lost"
+    """Its process, elsewhere, is not to be heard."""
 
 
 class WorkerLoad(Struct, frozen=True):

@@ -1,0 +1,306 @@
+"""The end of a link that has the workers: it runs what the other end asks for, and says how its workers are.
+
+It drives any `Worker`; slots, limits and the proof of the contract are that worker's own. A stream whose link takes
+nothing for a while is held back here, and ended once too much of it is: so a frozen caller costs a bounded
+amount of memory, and a slot only until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt
+from fastchat_serve.errors import DeadlineExceeded, ModelNotFound, ServeError
+from fastchat_serve.protocol.link import (
+    Abort,
+    Detokenize,
+    Embed,
+    Embedded,
+    Ended,
+    Fault,
+    FromCaller,
+    FromHost,
+    Generate,
+    Grant,
+    LinkBroken,
+    Load,
+    Piece,
+    Statement,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from fastchat_serve.worker.base import Worker, WorkerState
+from fastchat_serve.worker.job import as_serve_error
+from fastchat_serve.worker.link import Link
+
+__all__ = ["ANNOUNCE_S", "MAX_HELD_BYTES", "WINDOW_BYTES", "Host", "size_of"]
+
+logger = logging.getLogger(__name__)
+
+WINDOW_BYTES: Final = 64 * 1024
+"""What may be on its way of one stream before the caller has said that it took some of it."""
+
+MAX_HELD_BYTES: Final = 64 * 1024
+"""What is held back of one stream that its caller does not take, before it is ended."""
+
+_LOGPROB_BYTES: Final = 100
+
+ANNOUNCE_S: Final = 0.1
+"""How often it is looked for changes to announce. Ends of streams announce the load at once."""
+
+
+class Host:
+    """See the module. A `LinkEnd`: pass it to the `Link`, then set `link`.
+
+    Args:
+        workers: Those that can be called here, by id.
+        tasks: Owns the calls that are waited for: embeddings and the like.
+    """
+
+    link: Link[FromHost, FromCaller]
+
+    def __init__(self, workers: Mapping[str, Worker], tasks: TaskGroup) -> None:
+        self._workers, self._tasks = workers, tasks
+        self._streams: dict[int, _Outgoing] = {}
+        self._calls: dict[int, anyio.CancelScope] = {}
+        self._embedding: dict[int, str] = {}
+        """Workers of the calls that take a slot."""
+        self._said: dict[str, tuple[Statement, Load]] = {}
+        self._gone = anyio.Event()
+
+    async def run(self) -> None:
+        """Announce changes until the link is gone."""
+        while not self._gone.is_set():
+            self.announce()
+            with anyio.move_on_after(ANNOUNCE_S):
+                await self._gone.wait()
+
+    def announce(self) -> None:
+        """Say what has changed of the workers since it was said last."""
+        for worker in self._workers.values():
+            statement, load = _statement(worker), self._load(worker)
+            said = self._said.get(worker.id)
+            if said is None or said[0] != statement:
+                self.link.send(statement)
+            if said is None or said[1] != load:
+                self.link.send(load)
+            self._said[worker.id] = statement, load
+
+    # --------------------------------------------------------------------------------- the link's side
+
+    def receive(self, messages: Sequence[FromCaller]) -> None:
+        for message in messages:
+            match message:
+                case Generate(stream, worker, request):
+                    self._require_new(stream)
+                    outgoing = self._streams[stream] = _Outgoing(stream, self, worker)
+                    try:
+                        outgoing.handle = self._worker(worker).start(request, outgoing)
+                    except ServeError as error:
+                        outgoing.end(error)
+                    if outgoing.over:
+                        outgoing.abort()
+                case Abort(number):
+                    if (aborted := self._streams.get(number)) is not None:
+                        aborted.abort()
+                    elif (scope := self._calls.get(number)) is not None:
+                        scope.cancel()
+                case Grant(stream, size):
+                    if (granted := self._streams.get(stream)) is not None:
+                        granted.grant(size)
+                case Embed(call, worker, request):
+                    self._embedding[call] = worker
+                    self._call(call, partial(self._embed, call, worker, request))
+                case Tokenize(call, worker, prompt):
+                    self._call(call, partial(self._tokenize, call, worker, prompt))
+                case Detokenize(call, worker, token_ids):
+                    self._call(call, partial(self._detokenize, call, worker, token_ids))
+                case _:
+                    raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
+
+    def silent(self) -> None:
+        """Whoever it is will come back, or the link will break."""
+
+    def heard(self) -> None:
+        """It goes on where it was."""
+
+    def closed(self, reason: str) -> None:
+        """Nobody is left to hear: abort everything that this link asked for."""
+        self._gone.set()
+        for outgoing in list(self._streams.values()):
+            outgoing.abort()
+        for scope in self._calls.values():
+            scope.cancel()
+
+    # ------------------------------------------------------------------------------------- the streams
+
+    def forget(self, stream: int, worker_id: str, error: Exception | None) -> None:
+        """A stream has ended, with `error` if that was not its own end."""
+        del self._streams[stream]
+        fault = None if error is None else Fault.of(as_serve_error(error, str(stream)))
+        self.link.send(Ended(stream, fault))
+        asyncio.get_running_loop().call_soon(self._announce_load, worker_id)  # its slot is freed after this
+
+    def _announce_load(self, worker_id: str) -> None:
+        """Now, since something of it has ended; nothing is said of a worker before its statement."""
+        said, worker = self._said.get(worker_id), self._workers.get(worker_id)
+        if said is not None and worker is not None:
+            load = self._load(worker)
+            self.link.send(load)
+            self._said[worker_id] = said[0], load
+
+    def _worker(self, worker_id: str) -> Worker:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise ModelNotFound(worker_id)
+        return worker
+
+    def _require_new(self, number: int) -> None:
+        if number in self._streams or number in self._calls:
+            raise LinkBroken(f"number {number} is in use")
+
+    def _load(self, worker: Worker) -> Load:
+        load = worker.load()
+        mine = sum(outgoing.worker_id == worker.id for outgoing in self._streams.values())
+        mine += sum(worker_id == worker.id for worker_id in self._embedding.values())
+        return Load(worker.id, load.running, load.waiting, mine, load.engine)
+
+    # --------------------------------------------------------------------------------------- the calls
+
+    def _call(self, number: int, work: Callable[[], Awaitable[FromHost]]) -> None:
+        self._require_new(number)
+        scope = self._calls[number] = anyio.CancelScope()
+        self._tasks.start_soon(self._answer, number, scope, work)
+
+    async def _answer(self, number: int, scope: anyio.CancelScope, work: Callable[[], Awaitable[FromHost]]) -> None:
+        error: ServeError | None = None
+        try:
+            with scope:
+                self.link.send(await work())
+        except Exception as caught:  # the boundary to foreign code: the caller is told
+            error = as_serve_error(caught, str(number))
+        finally:
+            del self._calls[number]
+            self.link.send(Ended(number, None if error is None else Fault.of(error)))
+            if (worker_id := self._embedding.pop(number, None)) is not None:
+                self._announce_load(worker_id)
+
+    async def _embed(self, call: int, worker: str, request: EmbedRequest) -> FromHost:
+        return Embedded(call, await self._worker(worker).embed(request))
+
+    async def _tokenize(self, call: int, worker: str, prompt: TextPrompt | ChatPrompt) -> FromHost:
+        return Tokens(call, await self._worker(worker).tokenize(prompt))
+
+    async def _detokenize(self, call: int, worker: str, token_ids: tuple[int, ...]) -> FromHost:
+        return Text(call, await self._worker(worker).detokenize(token_ids))
+
+
+class _Outgoing:
+    """One stream: the sink of a worker, whose chunks go to the link."""
+
+    __slots__ = ("_credit", "_ended", "_held", "_held_bytes", "_host", "_number", "handle", "over", "worker_id")
+
+    def __init__(self, number: int, host: Host, worker_id: str) -> None:
+        self._number, self._host, self.worker_id = number, host, worker_id
+        self.handle: Handle | None = None
+        self.over = False
+        """The caller was told of its end."""
+        self._credit = WINDOW_BYTES
+        self._held: deque[Chunk] = deque()
+        self._held_bytes = 0
+        self._ended = False
+        """Well, and what is held is still to be sent before that is said."""
+
+    def push(self, chunk: Chunk) -> None:
+        if self.over:
+            return
+        if not self._held and self._credit > 0:
+            self._send(chunk)
+            return
+        self._held.append(chunk)
+        self._held_bytes += size_of(chunk)
+        if self._held_bytes > MAX_HELD_BYTES and chunk.finish_reason is None:
+            logger.warning("A stream is ended: its caller has not taken %d bytes of it.", WINDOW_BYTES + MAX_HELD_BYTES)
+            self._finish(DeadlineExceeded("The stream was not read for too long.", code="slow_reader"))
+            self.abort()
+
+    def end(self, error: Exception | None) -> None:
+        if error is None and self._held:
+            self._ended = True
+        else:
+            self._finish(error)
+
+    def abort(self) -> None:
+        self._held.clear()
+        if self._ended:
+            self._finish(None)
+        elif self.handle is not None:
+            self.handle.abort()
+
+    def grant(self, size: int) -> None:
+        self._credit += size
+        while self._held and self._credit > 0:
+            chunk = self._held.popleft()
+            self._held_bytes -= size_of(chunk)
+            self._send(chunk)
+        if self._ended and not self._held:
+            self._finish(None)
+
+    def _send(self, chunk: Chunk) -> None:
+        self._credit -= size_of(chunk)
+        if _is_plain(chunk):
+            self._host.link.send_delta(self._number, chunk.text, chunk.token_ids)
+        else:
+            self._host.link.send(Piece(self._number, chunk))
+
+    def _finish(self, error: Exception | None) -> None:
+        if not self.over:
+            self.over = True
+            self._held.clear()
+            self._host.forget(self._number, self.worker_id, error)
+
+
+def size_of(chunk: Chunk) -> int:
+    """About how many bytes `chunk` takes on a link and in memory; both ends count credit by it."""
+    size = 16 + len(chunk.text) + 4 * len(chunk.token_ids) + len(chunk.reasoning)
+    if chunk.logprobs is not None:
+        size += sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in chunk.logprobs)
+    return size
+
+
+def _is_plain(chunk: Chunk) -> bool:
+    """It has nothing but text and ids."""
+    return (
+        chunk.finish_reason is None
+        and chunk.logprobs is None
+        and chunk.prompt is None
+        and not chunk.tool_calls
+        and not chunk.reasoning
+    )
+
+
+def _statement(worker: Worker) -> Statement:
+    load = worker.load()
+    opened = worker.state in (WorkerState.READY, WorkerState.DRAINING)
+    return Statement(
+        worker.id,
+        worker.adapters,
+        worker.state.value,
+        worker.reason,
+        worker.info if opened else None,
+        worker.tool_parser if opened else "",
+        load.slots,
+        load.queue_limit,
+        worker.restarts,
+        worker.protocol_errors,
+        worker.back_in_s if worker.state is not WorkerState.READY else 0.0,
+    )

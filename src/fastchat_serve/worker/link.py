@@ -1,0 +1,156 @@
+"""One connection between two processes of ours, which carries all their streams.
+
+It is an asyncio protocol: whatever is sent within one turn of the event loop leaves as one frame, and all frames of one
+read are handed over together. No task wakes for either. What the messages mean is for the ends: `host.py`
+has the workers, `remote.py` calls them.
+
+A link whose other end says nothing for `SILENCE_S`, not even `Ping`, is silent: the other process is frozen, or the way
+to it is cut. That is told, and so is its end; the owner decides what either means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+from fastchat_serve.protocol.link import Delta, Deltas, FrameReader, LinkBroken, Ping, frame
+
+__all__ = ["PING_S", "SILENCE_S", "Link", "LinkEnd"]
+
+PING_S: Final = 0.4
+"""How often the other end hears of us, and how often silence is looked for."""
+
+SILENCE_S = 1.5
+"""Of the other end, after which it counts as frozen: within two seconds in all."""
+
+
+S = TypeVar("S")
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class LinkEnd(Protocol[R_contra]):
+    """Who uses a link. All are plain calls on the event loop's thread."""
+
+    def receive(self, messages: Sequence[R_contra]) -> None:
+        """What one read brought. May raise `LinkBroken`: then the link is closed."""
+
+    def silent(self) -> None:
+        """The other end has gone silent."""
+
+    def heard(self) -> None:
+        """It is not silent any more."""
+
+    def closed(self, reason: str) -> None:
+        """The link is gone; called once."""
+
+
+class Link(asyncio.Protocol, Generic[S, R]):
+    """See the module. `S` is what this end sends, `R` what the other may: `FromCaller` and `FromHost`, or the reverse.
+
+    Args:
+        received: ``list[R]``.
+        end: Who uses it here.
+    """
+
+    def __init__(self, received: type[list[R]], end: LinkEnd[R]) -> None:
+        self._end = end
+        self._reader = FrameReader(received)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._outbox: list[S | Deltas | Ping] = []
+        self._deltas: list[Delta] | None = None
+        """Of the last message in the outbox, if more can join it."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = self._spoke_at = self._loop.time()
+        self._is_silent = False
+        self._reason = ""
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._reason
+
+    def send(self, message: S) -> None:
+        """Have `message` leave within this turn of the loop. To a closed link nothing is sent."""
+        self._post(message)
+        self._deltas = None
+
+    def send_delta(self, stream: int, text: str, token_ids: tuple[int, ...]) -> None:
+        """The same for a chunk that is only text and ids; it shares a message with others. For hosts."""
+        if self._deltas is None:
+            self._deltas = []
+            self._post(Deltas(self._deltas))
+        self._deltas.append(Delta(stream, text, token_ids))
+
+    def close(self, reason: str) -> None:
+        """Send what is still to be sent, and end. `reason` is what this end is told."""
+        if self.open:
+            assert self._transport is not None
+            self._flush()
+            self._reason = self._reason or reason
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """End at once."""
+        if self._transport is not None:
+            self._reason = self._reason or reason
+            self._transport.abort()
+
+    # ------------------------------------------------------------------------------------ asyncio's
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._heard_at = self._spoke_at = self._loop.time()
+        self._timer = self._loop.call_later(PING_S, self._tick, self._loop.time() + PING_S)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        if self._is_silent:
+            self._is_silent = False
+            self._end.heard()
+        try:
+            messages = [message for message in self._reader.feed(data) if type(message) is not Ping]
+            if messages and not self._reason:
+                self._end.receive(messages)
+        except LinkBroken as error:
+            self.abort(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._outbox.clear()
+        self._reason = self._reason or (f"the connection broke ({exc})" if exc else "the other end closed it")
+        self._end.closed(self._reason)
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _post(self, message: S | Deltas | Ping) -> None:
+        if not self.open:
+            return
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        messages, self._outbox, self._deltas = self._outbox, [], None
+        if not messages or not self.open:
+            return
+        assert self._transport is not None
+        self._spoke_at = self._loop.time()
+        try:
+            self._transport.write(frame(messages))
+        except LinkBroken as error:
+            self.abort(str(error))
+
+    def _tick(self, due: float) -> None:
+        now = self._loop.time()
+        if now - self._spoke_at >= PING_S:
+            self._post(Ping())
+            self._deltas = None
+        # If this loop was held up, what came meanwhile has not been read yet: look at the next tick.
+        if now - due < PING_S and now - self._heard_at > SILENCE_S and not self._is_silent:
+            self._is_silent = True
+            self._end.silent()
+        self._timer = self._loop.call_later(PING_S, self._tick, now + PING_S)
