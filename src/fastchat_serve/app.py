@@ -75,7 +75,7 @@ class Application:
         self.workers = [make_worker(config, index, self._plugins, report) for index in range(len(config.worker))]
         self.dispatcher = Dispatcher(self.registry, self._policy())
         self.watchdog = Watchdog()
-        self.metrics = Metrics(self.registry, self.watchdog)
+        self.metrics = Metrics(self.registry, self.watchdog, self.dispatcher.moves)
         service = Service(
             dispatcher=self.dispatcher,
             metrics=self.metrics,

@@ -27,6 +27,7 @@ from fastchat_serve.commands.chat.screen import Screen
 from fastchat_serve.commands.chat.session import Session
 from fastchat_serve.configfile.load import convert_options, load_config
 from fastchat_serve.connection import ConnectionLimits
+from fastchat_serve.controller.failover import Moves
 from fastchat_serve.controller.policies import POLICIES
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoOptions
@@ -225,7 +226,7 @@ def error_kinds(root: type[ServeError] = ServeError) -> Iterator[type[ServeError
 
 
 def test_every_metric_is_on_the_operations_page() -> None:
-    metrics = Metrics(Registry(), Watchdog()).collectors.collect()
+    metrics = Metrics(Registry(), Watchdog(), Moves()).collectors.collect()
     names = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in metrics}
 
     assert names == set(rows(sections("operations")["Metrics"]))

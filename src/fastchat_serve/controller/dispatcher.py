@@ -6,8 +6,10 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
+from fastchat_serve.controller.failover import Moves, MovingAnswer
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import (
     Capability,
@@ -80,10 +82,14 @@ class Dispatcher:
         registry: The workers.
         policy: Chooses among those that are ready and able.
         rng: Where policies draw chance from.
+
+    Attributes:
+        moves: Of answers whose worker was lost, or failed, and that went on elsewhere (`failover.py`).
     """
 
     def __init__(self, registry: Registry, policy: Policy, rng: random.Random | None = None) -> None:
         self.registry = registry
+        self.moves = Moves()
         self._policy = policy
         self._random = rng or random.Random()
         self._turns: Counter[str] = Counter()
@@ -95,15 +101,9 @@ class Dispatcher:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
         able = self.able(model, required_capabilities(request))
-        if len(able) == 1:
+        if len(self.registry.serving(model)) == 1:  # it could move nowhere
             return able[0].start(request, sink)
-        refusals: list[ServeError] = []
-        for worker in self._in_turn(model, able):
-            try:
-                return worker.start(request, sink)
-            except (Overloaded, Unavailable) as error:
-                refusals.append(error)
-        raise _soonest(refusals)
+        return MovingAnswer(request, sink, find=partial(self._find, model), moves=self.moves).start()
 
     def capacity(self, model: str) -> int:
         """Answers that the model's ready workers hold at most, running and waiting. Raises as `able` does."""
@@ -147,6 +147,21 @@ class Dispatcher:
         if not able:
             raise _unsupported(model, needed - ready[0].info.capabilities)
         return able
+
+    def _find(self, model: str, request: GenerateRequest, tried: frozenset[str], fingerprint: str) -> Iterator[Worker]:
+        """See `failover.Find`."""
+        try:
+            able = self.able(model, required_capabilities(request))
+        except ServeError:
+            return
+        yield from self._in_turn(
+            model,
+            [
+                worker
+                for worker in able
+                if worker.id not in tried and (not fingerprint or worker.info.fingerprint == fingerprint)
+            ],
+        )
 
     def _in_turn(self, model: str, workers: Sequence[Worker]) -> Iterator[Worker]:
         """The policy's choice, then its choice among the others, and so on.

@@ -17,6 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from fastchat_serve.controller.failover import Moves
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import Usage
 from fastchat_serve.errors import ServeError
@@ -46,12 +47,13 @@ class Metrics:
     Args:
         registry: Whose workers the gauges read, at scrape time.
         watchdog: Whose blocks are counted.
+        moves: Of answers between workers.
 
     Attributes:
         lost_log_lines: How many there were so far; set by whoever writes the log.
     """
 
-    def __init__(self, registry: Registry, watchdog: Watchdog) -> None:
+    def __init__(self, registry: Registry, watchdog: Watchdog, moves: Moves) -> None:
         self.collectors = CollectorRegistry()
         self.lost_log_lines: Callable[[], int] = lambda: 0
         self._duration = Histogram(
@@ -84,6 +86,7 @@ class Metrics:
         )
         self.collectors.register(_Workers(registry))
         self.collectors.register(_Log(self))
+        self.collectors.register(_Moved(moves))
         blocked = Histogram(
             "fastchat_event_loop_blocked_seconds",
             "Blocks of the event loop that were longer than 50 ms: all streams stood still.",
@@ -193,6 +196,23 @@ class _Workers:
             restarts.add_metric(of, worker.restarts)
             protocol_errors.add_metric(of, worker.protocol_errors)
         yield from (running, waiting, slots, kv_used, ready, restarts, protocol_errors)
+
+
+class _Moved:
+    """What is read off the dispatcher."""
+
+    def __init__(self, moves: Moves) -> None:
+        self._moves = moves
+
+    def collect(self) -> Iterator[Metric]:
+        moved = CounterMetricFamily(
+            "fastchat_moved_answers",
+            "Answers that went on at another worker: retried before their first token, or resumed after it.",
+            labels=("how",),
+        )
+        for how, count in self._moves.counts.items():
+            moved.add_metric((how,), count)
+        yield moved
 
 
 class _Log:

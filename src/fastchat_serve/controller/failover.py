@@ -1,0 +1,186 @@
+"""An answer that outlives its worker: it is begun again elsewhere, or goes on there, and its reader does not notice.
+
+Before the first chunk a request can be retried on any worker. After it, the answer is resumed on one with the same
+fingerprint: the tokens that were delivered go along as `resume_token_ids`, so that no text comes twice and none is
+missing, and the usage counts the whole. Where neither can be, the error that ended it is its one end.
+
+What moves is bounded in three ways. Nothing moves twice without progress in between, so that a request which kills its
+engine takes at most two along. While workers live and fail, retries are a share of what is under way (a retry budget,
+as Envoy has), so that they cannot become a storm. And nothing moves once its time is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink
+from fastchat_serve.errors import EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
+from fastchat_serve.worker.base import Worker
+
+__all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer"]
+
+RETRY_SHARE: Final = 0.1
+"""Of the answers under way, as many may be retries after an engine's error."""
+
+LEAST_RETRIES: Final = 3
+"""So many may be, however few answers are under way."""
+
+Find = Callable[[GenerateRequest, frozenset[str], str], Iterator[Worker]]
+"""Workers that can take a request, the best first: none of these ids, and with this fingerprint unless it is empty."""
+
+
+class Moves:
+    """What all answers of a dispatcher share.
+
+    Attributes:
+        counts: Answers that moved: ``retried`` before their first chunk, ``resumed`` after it.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter(retried=0, resumed=0)
+        self.live = self.retrying = 0
+
+    def may_retry(self) -> bool:
+        """Whether the budget has room for one more retry."""
+        return self.retrying < max(LEAST_RETRIES, RETRY_SHARE * self.live)
+
+
+class MovingAnswer:
+    """One answer: the sink of whichever worker makes it now, and the handle of its reader.
+
+    Args:
+        sink: Its reader's.
+        find: See `Find`.
+    """
+
+    __slots__ = (
+        "_aborted",
+        "_begun",
+        "_find",
+        "_handle",
+        "_is_retry",
+        "_moved_at",
+        "_moves",
+        "_over",
+        "_request",
+        "_resumable",
+        "_sink",
+        "_started_at",
+        "_token_ids",
+        "_tried",
+        "_worker",
+    )
+
+    def __init__(self, request: GenerateRequest, sink: Sink, *, find: Find, moves: Moves) -> None:
+        self._request, self._sink = request, sink
+        self._find, self._moves = find, moves
+        self._started_at = time.monotonic()
+        self._worker: Worker
+        self._handle: Handle | None = None
+        self._token_ids: list[int] = []
+        self._tried: set[str] = set()
+        self._moved_at: int | None = None
+        """How many tokens there were when it moved last."""
+        self._begun = self._resumable = self._aborted = self._is_retry = self._over = False
+
+    def start(self) -> MovingAnswer:
+        """Begin on the best worker that takes it. Raises the first refusal if none does; the sink was not touched."""
+        refusals: list[ServeError] = []
+        if not self._start(self._request, refusals):
+            raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
+        self._moves.live += 1
+        return self
+
+    # ------------------------------------------------------------------------------- the reader's side
+
+    def abort(self) -> None:
+        self._aborted = True
+        if self._handle is not None:
+            self._handle.abort()
+
+    # ------------------------------------------------------------------------------- the worker's side
+
+    def push(self, chunk: Chunk) -> None:
+        self._begun = True
+        self._token_ids += chunk.token_ids
+        self._sink.push(chunk)
+
+    def end(self, error: Exception | None) -> None:
+        if error is not None and not self._aborted and self._move(error):
+            return
+        self._over = True
+        self._moves.live -= 1
+        self._moves.retrying -= self._is_retry
+        self._sink.end(error)
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _move(self, error: Exception) -> bool:
+        """Go on elsewhere; False if that cannot be."""
+        refused = not self._begun and isinstance(error, Overloaded | Unavailable)
+        if not refused and not self._may_move(error):
+            return False
+        request = self._rest()
+        if request is None:
+            return False
+        if not refused:
+            if self._moved_at is not None:  # there was progress: who was tried before may have recovered
+                self._tried = {self._worker.id}
+            self._moved_at = len(self._token_ids)
+        if not self._start(request, [], with_room=refused):  # who was turned away turns nobody else away
+            return False
+        if not refused:
+            self._moves.counts["resumed" if self._begun else "retried"] += 1
+        return True
+
+    def _may_move(self, error: Exception) -> bool:
+        if isinstance(error, EngineProtocolError) or not isinstance(error, EngineError | Unavailable):
+            return False
+        if error.code == "shutting_down" or self._moved_at == len(self._token_ids):
+            return False
+        if isinstance(error, Unavailable) or error.code == "worker_lost" or self._is_retry:
+            return True  # the worker is out: a move adds nothing to the load
+        self._is_retry = self._moves.may_retry()
+        self._moves.retrying += self._is_retry
+        return self._is_retry
+
+    def _rest(self) -> GenerateRequest | None:
+        """What is still to be done, as a request; None if nobody could do it."""
+        request = self._request
+        if request.timeout_s is not None:
+            left_s = request.timeout_s - (time.monotonic() - self._started_at)
+            if left_s <= 0:
+                return None
+            request = replace(request, timeout_s=left_s)
+        if not self._begun:
+            return request
+        if not self._resumable:
+            return None
+        return replace(request, resume_token_ids=(*request.resume_token_ids, *self._token_ids))
+
+    def _start(self, request: GenerateRequest, refusals: list[ServeError], *, with_room: bool = False) -> bool:
+        """Begin on the best worker that takes it; False if none does."""
+        fingerprint = self._worker.info.fingerprint if self._begun else ""
+        for worker in self._find(request, frozenset(self._tried), fingerprint):
+            if with_room and worker.full:
+                continue
+            self._tried.add(worker.id)
+            self._worker, self._handle = worker, None
+            info = worker.info
+            self._resumable = bool(info.fingerprint) and Capability.TOKEN_IDS in info.capabilities
+            try:
+                handle = worker.start(request, self)
+            except (Overloaded, Unavailable) as error:
+                refusals.append(error)
+                continue
+            if not self._over and self._worker is worker:  # else it has ended, or moved on, already
+                self._handle = handle
+            if self._aborted:
+                handle.abort()
+            return True
+        return False
