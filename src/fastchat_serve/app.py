@@ -18,7 +18,8 @@ from litestar.plugins.core import MsgspecDIPlugin
 from fastchat_serve.config import Config
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
-from fastchat_serve.controller.policies import POLICIES
+from fastchat_serve.controller.policies import POLICIES, prefix
+from fastchat_serve.controller.prefixes import Prefixes
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.errors import StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
@@ -73,7 +74,8 @@ class Application:
         self.registry = Registry()
         report = progress or LogProgress()
         self.workers = [make_worker(config, index, self._plugins, report) for index in range(len(config.worker))]
-        self.dispatcher = Dispatcher(self.registry, self._policy())
+        policy = self._policy()
+        self.dispatcher = Dispatcher(self.registry, policy, prefixes=Prefixes() if policy is prefix else None)
         self.watchdog = Watchdog()
         self.metrics = Metrics(self.registry, self.watchdog, self.dispatcher.moves)
         service = Service(

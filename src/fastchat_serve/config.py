@@ -100,7 +100,8 @@ class Controller(_Table, frozen=True, kw_only=True):
     """``[controller]``: knows which workers live, and how to choose among them."""
 
     policy: Name = "shortest_queue"
-    """How a worker is picked: lottery, shortest_queue, round_robin, power_of_two, or a plugin's."""
+    """How a worker is picked: shortest_queue, least_work, power_of_two, round_robin, lottery, prefix, session, or a
+    plugin's."""
 
 
 class Api(_Table, frozen=True, kw_only=True):

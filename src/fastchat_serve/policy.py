@@ -23,6 +23,10 @@ class Candidate(Struct, frozen=True):
     """Relative; 0 means "send nothing here while others can"."""
     queue_length: int
     """Requests it has accepted and not finished."""
+    work: int = 0
+    """About how many tokens those are, read and written, as far as they came from here."""
+    known: int = 0
+    """Characters from the beginning of the prompt that it has read of late. Looked up for the policy `prefix` only."""
 
 
 class Draw(Struct, frozen=True):
@@ -31,6 +35,8 @@ class Draw(Struct, frozen=True):
     random: Random
     turn: int
     """How many requests for this model were dispatched before."""
+    session: str = ""
+    """`GenerateRequest.session`."""
 
 
 Policy = Callable[[Sequence[Candidate], Draw], int]

@@ -143,6 +143,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     tenant: str = ""
     """Who asks, as an opaque mark: equal for equal API keys, or for equal peers where there are no keys. Queues are
     fair between tenants, and what one of them sent must never be seen by another, not even by time (prefix caches)."""
+    session: str = ""
+    """What the client calls the conversation, if it does: a policy may send equal ones to one worker. It is nothing to
+    engines."""
 
 
 class EmbedRequest(Struct, frozen=True, kw_only=True):

@@ -22,7 +22,8 @@ from fastchat_serve import (
     ToolSpec,
 )
 from fastchat_serve.controller.dispatcher import Dispatcher
-from fastchat_serve.controller.policies import round_robin, shortest_queue
+from fastchat_serve.controller.policies import prefix, round_robin, shortest_queue
+from fastchat_serve.controller.prefixes import Prefixes
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupported
@@ -299,3 +300,42 @@ async def test_a_model_whose_workers_load_is_unavailable_for_about_as_long_as_lo
         worker.state = WorkerState.READY
 
     assert loading.value.retry_after_s == pytest.approx(70, abs=5)
+
+
+async def test_the_policy_is_told_the_session_and_the_work_that_was_given_out() -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def first(candidates: Sequence[Candidate], draw: Draw) -> int:
+        seen.append((draw.session, tuple(candidate.work for candidate in candidates)))
+        return 0
+
+    workers = a_worker(concurrency=9), a_worker(concurrency=9)
+    async with dispatching(*workers, policy=first) as dispatcher:
+        sinks = [start(dispatcher, prompt="x" * 400, max_tokens=10, session="mine") for _ in range(2)]
+        for sink in sinks:
+            await sink.ended()
+        start(dispatcher)
+
+        assert seen == [("mine", (0, 0)), ("mine", (111, 0)), ("", (0, 0))]
+
+
+async def test_prompts_with_a_beginning_in_common_go_together() -> None:
+    workers = [a_worker(concurrency=100) for _ in range(4)]
+    async with dispatching(*workers, policy=prefix) as dispatcher:
+        dispatcher = Dispatcher(dispatcher.registry, prefix, prefixes=Prefixes())
+        homes = []
+        for topic in ("a", "b", "c"):
+            handles = []
+            for question in range(4):
+                sink = Remembering()
+                handles.append(dispatcher.start("m", a_request(topic * 2000 + str(question)), sink))
+            (home,) = (worker for worker in workers if worker.queue_length == 4)
+            homes.append(home.id)
+            for handle in handles:
+                handle.abort()
+            with anyio.fail_after(10):
+                while any(worker.queue_length for worker in workers):
+                    await anyio.lowlevel.checkpoint()
+        sink = Remembering()
+        dispatcher.start("m", a_request("b" * 2000 + "again"), sink)
+        assert [worker.id for worker in workers if worker.queue_length] == [homes[1]]

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastchat_serve.controller.policies import POLICIES, lottery, power_of_two, round_robin, shortest_queue
+from fastchat_serve.controller.policies import (
+    POLICIES,
+    least_work,
+    lottery,
+    power_of_two,
+    prefix,
+    round_robin,
+    session,
+    shortest_queue,
+)
 from fastchat_serve.policy import Candidate, Draw, Policy
 
 DRAWS = 6000
@@ -99,4 +108,73 @@ def test_power_of_two_balances_nearly_as_well_as_the_shortest_queue() -> None:
 
 
 def test_every_policy_can_be_named_in_a_config() -> None:
-    assert set(POLICIES) == {"lottery", "shortest_queue", "round_robin", "power_of_two"}
+    affine = {"prefix", "session"}
+    assert set(POLICIES) == {"lottery", "shortest_queue", "least_work", "round_robin", "power_of_two"} | affine
+
+
+def test_least_work_counts_tokens_and_not_requests() -> None:
+    candidates = [Candidate("a", 1.0, 1, work=900), Candidate("b", 1.0, 5, work=100), Candidate("c", 4.0, 9, work=800)]
+    assert set(draws(least_work, candidates)) == {1}
+
+
+# ---------------------------------------------------------------------------------------- affinity
+
+
+def of_sessions(candidates: list[Candidate], count: int = 3000) -> list[str]:
+    """Who gets each of so many sessions, one request at a time."""
+    random = Random(1)
+    return [candidates[session(candidates, Draw(random, 0, f"session {number}"))].id for number in range(count)]
+
+
+def test_a_session_stays_with_its_worker_whatever_order_they_are_listed_in() -> None:
+    three = workers((1, 0), (1, 0), (1, 0))
+    assert of_sessions(three) == of_sessions(three[::-1])
+    assert of_sessions(three) == of_sessions(three)
+
+
+def test_sessions_are_shared_out_by_speed() -> None:
+    counts = Counter(of_sessions(workers((1, 0), (2, 0), (3, 0)), DRAWS))
+    assert_follows(Counter({int(worker): count for worker, count in counts.items()}), [1, 2, 3])
+
+
+def test_when_a_worker_goes_only_its_sessions_move() -> None:
+    three = workers((1, 0), (1, 0), (1, 0))
+    before, after = of_sessions(three), of_sessions(three[:2])
+    assert [now for was, now in zip(before, after, strict=True) if was != "2"] == [was for was in before if was != "2"]
+    assert set(after) == {"0", "1"}
+
+
+def test_a_session_leaves_a_worker_that_has_much_more_than_its_share() -> None:
+    idle = workers((1, 0), (1, 0), (1, 0))
+    home = session(idle, Draw(Random(1), 0, "mine"))
+    busy = [Candidate(each.id, 1.0, 30 if index == home else 0) for index, each in enumerate(idle)]
+    assert session(busy, Draw(Random(1), 0, "mine")) != home
+    slightly = [Candidate(each.id, 1.0, 11 if index == home else 10) for index, each in enumerate(idle)]
+    assert session(slightly, Draw(Random(1), 0, "mine")) == home
+
+
+def test_without_a_session_or_a_known_beginning_the_shortest_queue_decides() -> None:
+    candidates = workers((1, 3), (1, 0), (1, 2))
+    assert set(draws(session, candidates)) == {1}
+    assert set(draws(prefix, candidates)) == {1}
+
+
+def test_a_prompt_goes_to_who_has_read_most_of_it() -> None:
+    candidates = [Candidate("a", 1, 0), Candidate("b", 1, 2, known=512), Candidate("c", 1, 0, known=256)]
+    assert set(draws(prefix, candidates)) == {1}
+
+
+def test_a_worker_that_knows_every_beginning_is_no_hot_spot() -> None:
+    queues = [0, 0, 0, 0]
+    for turn in range(400):
+        candidates = [Candidate(str(i), 1, queue, known=0 if i else 4096) for i, queue in enumerate(queues)]
+        queues[prefix(candidates, Draw(Random(turn), turn))] += 1
+    assert max(queues) <= 1.3 * 400 / 4
+
+
+@given(CANDIDATES)
+def test_affinity_passes_nobody_over_who_is_the_only_one_that_can(candidates: list[Candidate]) -> None:
+    for policy in (prefix, session):
+        choice = policy(candidates, Draw(Random(0), 0, "s"))
+        if any(candidate.speed > 0 for candidate in candidates):
+            assert candidates[choice].speed > 0

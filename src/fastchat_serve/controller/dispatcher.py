@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 
 from fastchat_serve.controller.failover import Moves, MovingAnswer
+from fastchat_serve.controller.prefixes import Prefixes, marks
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import (
     Capability,
@@ -82,15 +83,22 @@ class Dispatcher:
         registry: The workers.
         policy: Chooses among those that are ready and able.
         rng: Where policies draw chance from.
+        prefixes: What workers have read, for policies that ask for it; None for others.
 
     Attributes:
         moves: Of answers whose worker was lost, or failed, and that went on elsewhere (`failover.py`).
     """
 
-    def __init__(self, registry: Registry, policy: Policy, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        policy: Policy,
+        rng: random.Random | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self.registry = registry
         self.moves = Moves()
-        self._policy = policy
+        self._policy, self._prefixes = policy, prefixes
         self._random = rng or random.Random()
         self._turns: Counter[str] = Counter()
 
@@ -154,31 +162,42 @@ class Dispatcher:
             able = self.able(model, required_capabilities(request))
         except ServeError:
             return
-        yield from self._in_turn(
-            model,
-            [
-                worker
-                for worker in able
-                if worker.id not in tried and (not fingerprint or worker.info.fingerprint == fingerprint)
-            ],
-        )
+        fitting = [
+            worker
+            for worker in able
+            if worker.id not in tried and (not fingerprint or worker.info.fingerprint == fingerprint)
+        ]
+        wanted = () if self._prefixes is None else marks(request)
+        for worker in self._in_turn(model, fitting, request.session, wanted):
+            if self._prefixes is not None:
+                self._prefixes.note(wanted, worker.id)
+            yield worker
 
-    def _in_turn(self, model: str, workers: Sequence[Worker]) -> Iterator[Worker]:
+    def _in_turn(
+        self, model: str, workers: Sequence[Worker], session: str = "", wanted: Sequence[int] = ()
+    ) -> Iterator[Worker]:
         """The policy's choice, then its choice among the others, and so on.
 
         Full ones come last: a request that could go elsewhere takes nobody's place in a queue.
         """
         for group in ([w for w in workers if not w.full], [w for w in workers if w.full]):
             while group:
-                worker = self._choose(model, group)
+                worker = self._choose(model, group, session, wanted)
                 yield worker
                 group.remove(worker)
 
-    def _choose(self, model: str, workers: Sequence[Worker]) -> Worker:
+    def _choose(self, model: str, workers: Sequence[Worker], session: str = "", wanted: Sequence[int] = ()) -> Worker:
         if len(workers) == 1:
             return workers[0]
-        candidates = [Candidate(worker.id, worker.speed, worker.queue_length) for worker in workers]
-        draw = Draw(self._random, self._turns[model])
+        known: Mapping[str, int] = {}
+        if self._prefixes is not None and wanted:
+            known = self._prefixes.known(wanted, (worker.id for worker in workers))
+        work = self.moves.work
+        candidates = [
+            Candidate(worker.id, worker.speed, worker.queue_length, work[worker.id], known.get(worker.id, 0))
+            for worker in workers
+        ]
+        draw = Draw(self._random, self._turns[model], session)
         self._turns[model] += 1
         try:
             return workers[self._policy(candidates, draw)]

@@ -18,11 +18,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink
+from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
 from fastchat_serve.errors import EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
 from fastchat_serve.worker.base import Worker
 
-__all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer"]
+__all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens"]
 
 RETRY_SHARE: Final = 0.1
 """Of the answers under way, as many may be retries after an engine's error."""
@@ -30,8 +30,24 @@ RETRY_SHARE: Final = 0.1
 LEAST_RETRIES: Final = 3
 """So many may be, however few answers are under way."""
 
+_CHARS_PER_TOKEN: Final = 4
+_USUAL_ANSWER: Final = 512
+
 Find = Callable[[GenerateRequest, frozenset[str], str], Iterator[Worker]]
 """Workers that can take a request, the best first: none of these ids, and with this fingerprint unless it is empty."""
+
+
+def about_tokens(request: GenerateRequest) -> int:
+    """To read and to write for `request`: a rough guess, which is all that is known before there is a tokenizer."""
+    prompt = request.prompt
+    if isinstance(prompt, TokenPrompt):
+        read = len(prompt.token_ids)
+    elif isinstance(prompt, TextPrompt):
+        read = len(prompt.text) // _CHARS_PER_TOKEN
+    else:
+        read = sum(len(message.text) for message in prompt.messages) // _CHARS_PER_TOKEN
+    wanted = request.sampling.max_tokens
+    return 1 + read + (_USUAL_ANSWER if wanted is None else min(wanted, _USUAL_ANSWER))
 
 
 class Moves:
@@ -39,10 +55,12 @@ class Moves:
 
     Attributes:
         counts: Answers that moved: ``retried`` before their first chunk, ``resumed`` after it.
+        work: By worker, about how many tokens its answers under way have to read and to write.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter(retried=0, resumed=0)
+        self.work: Counter[str] = Counter()
         self.live = self.retrying = 0
 
     def may_retry(self) -> bool:
@@ -64,6 +82,7 @@ class MovingAnswer:
         "_find",
         "_handle",
         "_is_retry",
+        "_load",
         "_moved_at",
         "_moves",
         "_over",
@@ -82,6 +101,8 @@ class MovingAnswer:
         self._started_at = time.monotonic()
         self._worker: Worker
         self._handle: Handle | None = None
+        self._load = 0
+        """Its share of `Moves.work`."""
         self._token_ids: list[int] = []
         self._tried: set[str] = set()
         self._moved_at: int | None = None
@@ -111,6 +132,7 @@ class MovingAnswer:
         self._sink.push(chunk)
 
     def end(self, error: Exception | None) -> None:
+        self._lay_down()
         if error is not None and not self._aborted and self._move(error):
             return
         self._over = True
@@ -119,6 +141,14 @@ class MovingAnswer:
         self._sink.end(error)
 
     # -------------------------------------------------------------------------------------------------
+
+    def _lay_down(self) -> None:
+        """Its worker has nothing to do for it any more."""
+        if self._load:
+            self._moves.work[self._worker.id] -= self._load
+            self._load = 0
+            if not self._moves.work[self._worker.id]:
+                del self._moves.work[self._worker.id]
 
     def _move(self, error: Exception) -> bool:
         """Go on elsewhere; False if that cannot be."""
@@ -180,6 +210,8 @@ class MovingAnswer:
                 continue
             if not self._over and self._worker is worker:  # else it has ended, or moved on, already
                 self._handle = handle
+                self._load = about_tokens(request)
+                self._moves.work[worker.id] += self._load
             if self._aborted:
                 handle.abort()
             return True

@@ -99,6 +99,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     logit_bias: dict[TokenId, Bias] | None = None
     seed: Seed | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None
     # What vLLM and its clients added.
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None

@@ -27,7 +27,7 @@ from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usag
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.logprobs import chat_logprobs
-from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
+from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.plain import PlainReply
@@ -45,7 +45,7 @@ def chat_route(service: Service) -> HotRoute:
 
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
-        requests = generate_requests(request, service, f"chatcmpl-{exchange.unique_id}", exchange.tenant)
+        requests = generate_requests(request, service, exchange)
         offers_tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
         dialect = ChatDialect(
             requests[0].id,
@@ -78,7 +78,7 @@ def include_usage(request: wire.Sampling) -> bool:
 
 
 def generate_requests(
-    request: wire.ChatCompletionRequest, service: Service, answer_id: str, tenant: str
+    request: wire.ChatCompletionRequest, service: Service, exchange: Exchange
 ) -> list[GenerateRequest]:
     """One request of the contract per choice. Raises `InvalidRequest` kinds."""
     limits = service.limits
@@ -94,7 +94,7 @@ def generate_requests(
     max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     sampling = sampling_params(request, limits, max_tokens, worker.info.sampling)
     first = GenerateRequest(
-        id=answer_id,
+        id=(answer_id := f"chatcmpl-{exchange.unique_id}"),
         prompt=ChatPrompt(
             tuple([_message(message, index) for index, message in enumerate(request.messages)]),
             tools=_tools(request, limits.max_tools),
@@ -107,7 +107,8 @@ def generate_requests(
         constraint=constraint(request.response_format, request.structured_outputs),
         priority=request.priority or 0,
         adapter=request.model if request.model in worker.adapters else None,
-        tenant=tenant,
+        tenant=exchange.tenant,
+        session=session(request, exchange),
     )
     if (request.n or 1) == 1:
         return [first]

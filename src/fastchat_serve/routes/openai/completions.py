@@ -15,7 +15,7 @@ from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.chat import include_usage, stop_reason, wire_usage
 from fastchat_serve.routes.openai.logprobs import completion_logprobs
-from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params
+from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.plain import PlainReply
@@ -35,7 +35,7 @@ def completions_route(service: Service) -> HotRoute:
 
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
-        requests = _generate_requests(request, service, f"cmpl-{exchange.unique_id}", exchange.tenant)
+        requests = _generate_requests(request, service, exchange)
         dialect = CompletionDialect(
             requests[0].id,
             request.model,
@@ -86,9 +86,7 @@ def _tokens(ids: tuple[int, ...], param: str) -> TokenPrompt:
     return TokenPrompt(ids)
 
 
-def _generate_requests(
-    request: wire.CompletionRequest, service: Service, answer_id: str, tenant: str
-) -> list[GenerateRequest]:
+def _generate_requests(request: wire.CompletionRequest, service: Service, exchange: Exchange) -> list[GenerateRequest]:
     """One request of the contract per choice, prompt by prompt. Raises `InvalidRequest` kinds."""
     limits, n = service.limits, request.n or 1
     worker = service.dispatcher.able(request.model)[0]
@@ -104,6 +102,7 @@ def _generate_requests(
         raise InvalidRequest("max_tokens 0 makes sense only together with echo.", param="max_tokens")
     sampling = sampling_params(request, limits, max_tokens, worker.info.sampling)
     echo_logprobs = request.logprobs if request.echo else None
+    answer_id, session_ = f"cmpl-{exchange.unique_id}", session(request, exchange)
     return [
         GenerateRequest(
             id=answer_id if number == 0 else f"{answer_id}-{number}",
@@ -115,7 +114,8 @@ def _generate_requests(
             constraint=constraint(None, request.structured_outputs),
             priority=request.priority or 0,
             adapter=request.model if request.model in worker.adapters else None,
-            tenant=tenant,
+            tenant=exchange.tenant,
+            session=session_,
         )
         for number in range(len(prompts) * n)
     ]

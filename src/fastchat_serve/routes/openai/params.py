@@ -12,8 +12,9 @@ from fastchat_serve.config import Limits
 from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
 from fastchat_serve.errors import InvalidRequest, Unsupported
 from fastchat_serve.protocol import openai as wire
+from fastchat_serve.routes.exchange import Exchange, header
 
-__all__ = ["choice_seed", "constraint", "sampling_params", "stop_strings"]
+__all__ = ["choice_seed", "constraint", "sampling_params", "session", "stop_strings"]
 
 Number = TypeVar("Number", int, float)
 
@@ -21,6 +22,12 @@ _SEED_BITS = 64
 _SEED_MASK = (1 << _SEED_BITS) - 1
 _SEED_STEP = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: seeds of neighbouring choices are far apart (Knuth, TAOCP 6.4)."""
+
+
+def session(request: wire.Sampling, exchange: Exchange) -> str:
+    """`GenerateRequest.session`: the header ``x-session-id``, else OpenAI's ``prompt_cache_key``, else ``user``."""
+    named = header(exchange.headers, b"x-session-id")
+    return named.decode("latin-1") if named else request.prompt_cache_key or request.user or ""
 
 
 def sampling_params(

@@ -1,0 +1,87 @@
+"""Which worker has read the beginning of a prompt of late, and so may still have it in its cache.
+
+A guess, and kept cheap: prompts are cut into blocks, each block is known by a hash of everything up to its end, and the
+newest of these hashes are remembered with the workers that they were sent to. Tenants have nothing in common, as in the
+caches themselves. Python's string hash has another key in every process, so nobody can make two prompts look alike.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Final
+
+from fastchat_serve.engine import ChatPrompt, GenerateRequest, TokenPrompt
+
+__all__ = ["BLOCK", "MOST_BLOCKS", "Prefixes", "marks"]
+
+BLOCK: Final = 256
+"""Characters of a block; of token ids a fourth."""
+
+MOST_BLOCKS: Final = 64
+"""Of one prompt. Longer ones that have so much in common go together."""
+
+
+class Prefixes:
+    """The newest beginnings, and who has read them.
+
+    Args:
+        most: Blocks that are remembered; some 200 bytes each.
+    """
+
+    def __init__(self, most: int = 65_536) -> None:
+        self._most = most
+        self._readers: OrderedDict[int, frozenset[str]] = OrderedDict()
+
+    def known(self, wanted: Sequence[int], workers: Iterable[str]) -> dict[str, int]:
+        """Characters from the beginning of the prompt with these `marks` that each of `workers` has read."""
+        known = dict.fromkeys(workers, 0)
+        reading = frozenset(known)
+        for number, mark in enumerate(wanted, 1):
+            reading &= self._readers.get(mark, frozenset())
+            if not reading:
+                break
+            for worker in reading:
+                known[worker] = number * BLOCK
+        return known
+
+    def note(self, read: Sequence[int], worker: str) -> None:
+        """The prompt with these `marks` goes to `worker`."""
+        for mark in read:
+            self._readers[mark] = self._readers.pop(mark, frozenset()) | {worker}
+        while len(self._readers) > self._most:
+            self._readers.popitem(last=False)
+
+
+def marks(request: GenerateRequest) -> list[int]:
+    """One hash for each whole block of the prompt, of all that comes before its end."""
+    found = []
+    mark = hash((request.tenant, request.adapter))
+    for block in _blocks(request):
+        mark = hash((mark, block))
+        found.append(mark)
+    return found
+
+
+def _blocks(request: GenerateRequest) -> Iterable[str | tuple[int, ...]]:
+    prompt = request.prompt
+    if isinstance(prompt, TokenPrompt):
+        size = BLOCK // 4
+        ids = prompt.token_ids[: MOST_BLOCKS * size]
+        return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    text = _beginning(prompt) if isinstance(prompt, ChatPrompt) else prompt.text[: MOST_BLOCKS * BLOCK]
+    return [text[start : start + BLOCK] for start in range(0, len(text) - BLOCK + 1, BLOCK)]
+
+
+def _beginning(prompt: ChatPrompt) -> str:
+    """Of the conversation: tools first, as templates have them."""
+    parts, left = [], MOST_BLOCKS * BLOCK
+    tools = (f"{tool.name}{tool.description}{tool.parameters}" for tool in prompt.tools)
+    messages = (f"\0{message.role}\0{message.text}" for message in prompt.messages)
+    for part in chain(tools, messages):
+        parts.append(part[:left])
+        left -= len(parts[-1])
+        if left <= 0:
+            break
+    return "".join(parts)
