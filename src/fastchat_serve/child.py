@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from functools import partial
+from types import FrameType
 from typing import Final
 
 import anyio
@@ -44,8 +46,11 @@ class Child:
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
-        self._opening: asyncio.Future[Open] = self._loop.create_future()
+        self._wanted: Open | None = None
+        self._asked = anyio.Event()  # or nobody will
         self._over, self._ended, self._gone = anyio.Event(), anyio.Event(), anyio.Event()
+        self.orphaned = False
+        """The parent has gone without a word: nobody will look after what the engine has started."""
         self._host: Host | None = None
         self._worker: LocalWorker | None = None
         self._refusing = False
@@ -54,12 +59,15 @@ class Child:
         """Make the worker that the parent asks for, and serve it until the parent has enough."""
         _, self._link = await self._loop.create_unix_connection(self._new_link, sock=end)
         self._tasks.start_soon(self._stop_when_over)
-        wanted = await self._opening
+        await self._asked.wait()
+        if (wanted := self._wanted) is None:
+            return
         logging.getLogger().setLevel(wanted.log_level.upper())
         try:
             worker = await anyio.to_thread.run_sync(self._make, wanted)
-            self._host_worker(worker, wanted.id)
+            host = self._host_worker(worker, wanted.id)
             await self._tasks.start(self._run, worker)
+            host.announce()
         except Exception as error:  # the boundary to foreign code: the parent is told, whatever it was
             if not self._over.is_set():
                 logger.debug("The engine could not be opened.", exc_info=True)
@@ -76,7 +84,7 @@ class Child:
     async def _stop_when_over(self) -> None:
         """End the worker, and then the link, once nobody wants them any more."""
         await self._over.wait()
-        last_resort = threading.Timer(LEAVE_S, os._exit, (1,))
+        last_resort = threading.Timer(LEAVE_S, _leave_by_force)
         last_resort.daemon = True
         last_resort.start()
         worker, host = self._worker, self._host
@@ -95,7 +103,8 @@ class Child:
     def receive(self, messages: Sequence[FromCaller]) -> None:
         for message in messages:
             if isinstance(message, Open):
-                self._opening.set_result(message)
+                self._wanted = message
+                self._asked.set()
             elif isinstance(message, Stop):
                 self._over.set()
             elif isinstance(message, Refuse):
@@ -112,10 +121,10 @@ class Child:
         """It has woken."""
 
     def closed(self, reason: str) -> None:
+        self.orphaned = not self._over.is_set()
         self._over.set()
         self._gone.set()
-        if not self._opening.done():
-            self._opening.cancel()
+        self._asked.set()
         if self._host is not None:
             self._host.closed(reason)
 
@@ -124,14 +133,15 @@ class Child:
     def _new_link(self) -> Link[FromHost, FromCaller]:
         return Link(list[FromCaller], self)
 
-    def _host_worker(self, worker: LocalWorker, id_: str) -> None:
+    def _host_worker(self, worker: LocalWorker, id_: str) -> Host:
         """Have `worker` called through the link, by this id."""
         worker.id = id_
-        self._worker, self._host = worker, Host({id_: worker}, self._tasks)
-        self._host.link = self._link
+        self._worker, self._host = worker, (host := Host({id_: worker}, self._tasks))
+        host.link = self._link
         if self._refusing:
             worker.refuse()
-        self._tasks.start_soon(self._host.run)
+        self._tasks.start_soon(host.run)
+        return host
 
     def _make(self, wanted: Open) -> LocalWorker:
         config = Config(worker=(msgspec.convert(wanted.worker, Worker),), plugins=wanted.plugins)
@@ -147,14 +157,43 @@ class Child:
             logger.debug("the event loop is closed; nobody is left to tell")
 
 
-async def run(fd: int) -> None:
-    """Serve the link at `fd` until it closes."""
+def _leave_to_parent(*signals: signal.Signals) -> None:
+    """Ignore what a service manager sends to all processes of a service: ours drains first, and then ends us.
+
+    What the engine starts does not: a handler is gone in another program, and in a fork of this one it steps back.
+    """
+    ours = os.getpid()
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for each in signals:
+        signal.signal(each, ignore)
+
+
+def _leave_by_force() -> None:
+    """With all that the engine has started, if that is in a group of its own with us."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+async def run(fd: int) -> bool:
+    """Serve the link at `fd` until it closes. Returns whether the parent has gone."""
     end = socket.socket(fileno=fd)
     end.setblocking(False)
+    end.set_inheritable(False)
     async with anyio.create_task_group() as tasks:
-        await Child(tasks).serve(end)
+        child = Child(tasks)
+        await child.serve(end)
+    return child.orphaned
 
 
 if __name__ == "__main__":
+    _leave_to_parent(signal.SIGTERM, signal.SIGINT)
     with logging_to(os.dup(2), "info"):
-        anyio.run(partial(run, int(sys.argv[1])), backend_options={"use_uvloop": sys.platform != "win32"})
+        orphaned = anyio.run(partial(run, int(sys.argv[1])), backend_options={"use_uvloop": sys.platform != "win32"})
+    if orphaned:
+        _leave_by_force()

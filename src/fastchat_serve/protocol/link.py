@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from fastchat_serve import errors
 from fastchat_serve.engine import (
@@ -58,7 +58,12 @@ __all__ = [
     "Tokenize",
     "Tokens",
     "Unopened",
+    "Unsendable",
+    "WrittenDeltas",
     "frame",
+    "frames",
+    "readable",
+    "written",
 ]
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
@@ -71,6 +76,10 @@ _LENGTH = struct.Struct("<I")
 
 class LinkBroken(Exception):
     """What the other end sent cannot be read; nothing after it can be trusted."""
+
+
+class Unsendable(LinkBroken):
+    """What was to be sent is too long, or could not be read at the other end."""
 
 
 class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -88,7 +97,10 @@ class Fault(Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, error: ServeError) -> Fault:
-        return cls(type(error).__name__, str(error), error.code, error.param, error.retry_after_s)
+        """A kind of a plugin's own goes as the one of ours that it is."""
+        kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+        message = str(error).encode(errors="replace").decode()
+        return cls(kind, message, error.code, error.param, error.retry_after_s)
 
     def error(self) -> ServeError:
         """The error that was sent; one of a kind that is not known here counts as the engine's."""
@@ -221,6 +233,12 @@ class Deltas(_Message, frozen=True):
     of: list[Delta]
 
 
+class WrittenDeltas(_Message, frozen=True, tag="Deltas"):
+    """The same, as hosts send it."""
+
+    of: list[Raw]
+
+
 class Piece(_Message, frozen=True):
     """A chunk with more to it."""
 
@@ -256,14 +274,47 @@ FromHost = Ping | Progress | Unopened | Statement | Load | Deltas | Piece | Ende
 # -------------------------------------------------------------------------------------------- frames
 
 _encoder = msgspec.msgpack.Encoder()
+_read_message = msgspec.msgpack.Decoder(FromCaller | FromHost).decode
+_read_delta = msgspec.msgpack.Decoder(Delta).decode
+
+
+def written(message: object) -> Raw:
+    """A message or a `Delta` as it will be in its frame. Raises `Unsendable` if it cannot be."""
+    try:
+        body = _encoder.encode(message)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Unsendable(f"{type(message).__name__} cannot be written: {error}") from error
+    if len(body) >= MAX_FRAME_BYTES:
+        raise Unsendable(f"{type(message).__name__} of {len(body)} bytes is longer than a link takes")
+    return Raw(body)
+
+
+def readable(message: object) -> Raw:
+    """The same, of what an engine made: it is proved that the other end can read it, too."""
+    body = written(message)
+    try:
+        (_read_delta if type(message) is Delta else _read_message)(body)
+    except msgspec.MsgspecError as error:
+        raise Unsendable(f"{type(message).__name__} could not be read: {error}") from error
+    return body
 
 
 def frame(messages: Sequence[object]) -> bytes:
-    """One frame of `messages`. Raises `LinkBroken` if it is too long for the other end."""
-    body = _encoder.encode(messages)
-    if len(body) > MAX_FRAME_BYTES:
-        raise LinkBroken(f"a message of {len(body)} bytes is longer than a link takes")
-    return _LENGTH.pack(len(body)) + body
+    """One frame of `messages`. Raises `Unsendable` if it is too long for the other end."""
+    body = written(messages)
+    return _LENGTH.pack(len(body)) + bytes(body)
+
+
+def frames(messages: Sequence[object]) -> Iterator[bytes]:
+    """One frame; more if it would be too long. Raises `Unsendable` if a single message is."""
+    try:
+        yield frame(messages)
+    except Unsendable:
+        if len(messages) == 1:
+            raise
+        half = len(messages) // 2
+        yield from frames(messages[:half])
+        yield from frames(messages[half:])
 
 
 class FrameReader(Generic[M]):

@@ -16,11 +16,13 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import Raw
 
-from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt
+from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt, TokenLogprob
 from fastchat_serve.errors import DeadlineExceeded, ModelNotFound, ServeError
 from fastchat_serve.protocol.link import (
     Abort,
+    Delta,
     Detokenize,
     Embed,
     Embedded,
@@ -37,12 +39,13 @@ from fastchat_serve.protocol.link import (
     Text,
     Tokenize,
     Tokens,
+    readable,
 )
 from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.job import as_serve_error
 from fastchat_serve.worker.link import Link
 
-__all__ = ["ANNOUNCE_S", "MAX_HELD_BYTES", "WINDOW_BYTES", "Host", "size_of"]
+__all__ = ["ANNOUNCE_S", "MAX_HELD_BYTES", "WINDOW_BYTES", "Host", "plain_size", "size_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,10 @@ MAX_HELD_BYTES: Final = 64 * 1024
 _LOGPROB_BYTES: Final = 100
 
 ANNOUNCE_S: Final = 0.1
-"""How often it is looked for changes to announce. Ends of streams announce the load at once."""
+"""How often it is looked for changes to announce. Ends of streams announce them at once."""
+
+IDLE_S: Final = 0.5
+"""The same while all workers are ready and nothing is under way here."""
 
 
 class Host:
@@ -81,19 +87,29 @@ class Host:
         """Announce changes until the link is gone."""
         while not self._gone.is_set():
             self.announce()
-            with anyio.move_on_after(ANNOUNCE_S):
+            with anyio.move_on_after(ANNOUNCE_S if self._is_busy() else IDLE_S):
                 await self._gone.wait()
 
     def announce(self) -> None:
-        """Say what has changed of the workers since it was said last."""
+        """Say what has changed of the workers since it was said last.
+
+        Raises `Unsendable` if a worker's engine says of itself what cannot be passed on.
+        """
         for worker in self._workers.values():
-            statement, load = _statement(worker), self._load(worker)
-            said = self._said.get(worker.id)
-            if said is None or said[0] != statement:
-                self.link.send(statement)
-            if said is None or said[1] != load:
-                self.link.send(load)
-            self._said[worker.id] = statement, load
+            self._announce(worker)
+
+    def _announce(self, worker: Worker) -> None:
+        statement, load = _statement(worker), self._load(worker)
+        said = self._said.get(worker.id)
+        if said is None or said[0] != statement:
+            self.link.send(readable(statement))
+        if said is None or said[1] != load:
+            self.link.send(load)
+        self._said[worker.id] = statement, load
+
+    def _is_busy(self) -> bool:
+        states = {worker.state for worker in self._workers.values()}
+        return bool(self._streams or self._calls) or states != {WorkerState.READY}
 
     # --------------------------------------------------------------------------------- the link's side
 
@@ -148,15 +164,11 @@ class Host:
         del self._streams[stream]
         fault = None if error is None else Fault.of(as_serve_error(error, str(stream)))
         self.link.send(Ended(stream, fault))
-        asyncio.get_running_loop().call_soon(self._announce_load, worker_id)  # its slot is freed after this
+        asyncio.get_running_loop().call_soon(self._announce_of, worker_id)  # its slot is freed after this
 
-    def _announce_load(self, worker_id: str) -> None:
-        """Now, since something of it has ended; nothing is said of a worker before its statement."""
-        said, worker = self._said.get(worker_id), self._workers.get(worker_id)
-        if said is not None and worker is not None:
-            load = self._load(worker)
-            self.link.send(load)
-            self._said[worker_id] = said[0], load
+    def _announce_of(self, worker_id: str) -> None:
+        if (worker := self._workers.get(worker_id)) is not None:
+            self._announce(worker)
 
     def _worker(self, worker_id: str) -> Worker:
         worker = self._workers.get(worker_id)
@@ -185,14 +197,14 @@ class Host:
         error: ServeError | None = None
         try:
             with scope:
-                self.link.send(await work())
+                self.link.send(readable(await work()))
         except Exception as caught:  # the boundary to foreign code: the caller is told
             error = as_serve_error(caught, str(number))
         finally:
             del self._calls[number]
             self.link.send(Ended(number, None if error is None else Fault.of(error)))
             if (worker_id := self._embedding.pop(number, None)) is not None:
-                self._announce_load(worker_id)
+                self._announce_of(worker_id)
 
     async def _embed(self, call: int, worker: str, request: EmbedRequest) -> FromHost:
         return Embedded(call, await self._worker(worker).embed(request))
@@ -202,6 +214,10 @@ class Host:
 
     async def _detokenize(self, call: int, worker: str, token_ids: tuple[int, ...]) -> FromHost:
         return Text(call, await self._worker(worker).detokenize(token_ids))
+
+
+_Written = tuple[Raw, bool, int]
+"""A chunk as it is sent: its message, whether that is a `Delta`, and its size."""
 
 
 class _Outgoing:
@@ -215,19 +231,24 @@ class _Outgoing:
         self.over = False
         """The caller was told of its end."""
         self._credit = WINDOW_BYTES
-        self._held: deque[Chunk] = deque()
+        self._held: deque[_Written] = deque()
         self._held_bytes = 0
         self._ended = False
         """Well, and what is held is still to be sent before that is said."""
 
     def push(self, chunk: Chunk) -> None:
+        """Raises `Unsendable`, to whom it concerns: other streams of the link hear nothing of it."""
         if self.over:
             return
+        size, is_plain = size_of(chunk), _is_plain(chunk)
+        number = self._number
+        message = Delta(number, chunk.text, chunk.token_ids) if is_plain else Piece(number, chunk)
+        written = (readable(message), is_plain, size)
         if not self._held and self._credit > 0:
-            self._send(chunk)
+            self._send(written)
             return
-        self._held.append(chunk)
-        self._held_bytes += size_of(chunk)
+        self._held.append(written)
+        self._held_bytes += size
         if self._held_bytes > MAX_HELD_BYTES and chunk.finish_reason is None:
             logger.warning("A stream is ended: its caller has not taken %d bytes of it.", WINDOW_BYTES + MAX_HELD_BYTES)
             self._finish(DeadlineExceeded("The stream was not read for too long.", code="slow_reader"))
@@ -249,18 +270,19 @@ class _Outgoing:
     def grant(self, size: int) -> None:
         self._credit += size
         while self._held and self._credit > 0:
-            chunk = self._held.popleft()
-            self._held_bytes -= size_of(chunk)
-            self._send(chunk)
+            written = self._held.popleft()
+            self._held_bytes -= written[2]
+            self._send(written)
         if self._ended and not self._held:
             self._finish(None)
 
-    def _send(self, chunk: Chunk) -> None:
-        self._credit -= size_of(chunk)
-        if _is_plain(chunk):
-            self._host.link.send_delta(self._number, chunk.text, chunk.token_ids)
+    def _send(self, written: _Written) -> None:
+        message, is_plain, size = written
+        self._credit -= size
+        if is_plain:
+            self._host.link.send_delta(message)
         else:
-            self._host.link.send(Piece(self._number, chunk))
+            self._host.link.send(message)
 
     def _finish(self, error: Exception | None) -> None:
         if not self.over:
@@ -271,10 +293,25 @@ class _Outgoing:
 
 def size_of(chunk: Chunk) -> int:
     """About how many bytes `chunk` takes on a link and in memory; both ends count credit by it."""
-    size = 16 + len(chunk.text) + 4 * len(chunk.token_ids) + len(chunk.reasoning)
+    size = plain_size(chunk.text, chunk.token_ids)
     if chunk.logprobs is not None:
-        size += sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in chunk.logprobs)
+        size += _size_of_logprobs(chunk.logprobs)
+    if chunk.reasoning:
+        size += plain_size(chunk.reasoning, ())
+    if chunk.tool_calls:
+        size += sum(plain_size(call.name + call.arguments, ()) for call in chunk.tool_calls)
+    if chunk.prompt is not None:
+        size += plain_size(chunk.prompt.text, chunk.prompt.token_ids) + _size_of_logprobs(chunk.prompt.logprobs or ())
     return size
+
+
+def plain_size(text: str, token_ids: tuple[int, ...]) -> int:
+    """`size_of` a chunk of nothing else."""
+    return 16 + (len(text) if text.isascii() else 4 * len(text)) + 4 * len(token_ids)
+
+
+def _size_of_logprobs(logprobs: Sequence[TokenLogprob]) -> int:
+    return sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in logprobs)
 
 
 def _is_plain(chunk: Chunk) -> bool:

@@ -11,12 +11,17 @@ to it is cut. That is told, and so is its end; the owner decides what either mea
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from fastchat_serve.protocol.link import Delta, Deltas, FrameReader, LinkBroken, Ping, frame
+from msgspec import Raw
+
+from fastchat_serve.protocol.link import FrameReader, LinkBroken, Ping, WrittenDeltas, frames
 
 __all__ = ["PING_S", "SILENCE_S", "Link", "LinkEnd"]
+
+logger = logging.getLogger(__name__)
 
 PING_S: Final = 0.4
 """How often the other end hears of us, and how often silence is looked for."""
@@ -59,8 +64,8 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._reader = FrameReader(received)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._outbox: list[S | Deltas | Ping] = []
-        self._deltas: list[Delta] | None = None
+        self._outbox: list[S | Raw | WrittenDeltas | Ping] = []
+        self._deltas: list[Raw] | None = None
         """Of the last message in the outbox, if more can join it."""
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = self._spoke_at = self._loop.time()
@@ -71,17 +76,20 @@ class Link(asyncio.Protocol, Generic[S, R]):
     def open(self) -> bool:
         return self._transport is not None and not self._reason
 
-    def send(self, message: S) -> None:
-        """Have `message` leave within this turn of the loop. To a closed link nothing is sent."""
+    def send(self, message: S | Raw) -> None:
+        """Have `message`, written already or not, leave within this turn of the loop. To a closed link nothing is sent.
+
+        What may be too long, or was made by an engine, is to be `written` or `readable`: nothing else must break here.
+        """
         self._post(message)
         self._deltas = None
 
-    def send_delta(self, stream: int, text: str, token_ids: tuple[int, ...]) -> None:
-        """The same for a chunk that is only text and ids; it shares a message with others. For hosts."""
+    def send_delta(self, delta: Raw) -> None:
+        """The same for a `Delta`, which shares a message with others. For hosts."""
         if self._deltas is None:
             self._deltas = []
-            self._post(Deltas(self._deltas))
-        self._deltas.append(Delta(stream, text, token_ids))
+            self._post(WrittenDeltas(self._deltas))
+        self._deltas.append(delta)
 
     def close(self, reason: str) -> None:
         """Send what is still to be sent, and end. `reason` is what this end is told."""
@@ -92,10 +100,10 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._transport.close()
 
     def abort(self, reason: str) -> None:
-        """End at once."""
+        """End at once: when this returns, the end here has heard of it."""
         if self._transport is not None:
-            self._reason = self._reason or reason
             self._transport.abort()
+            self._lose(reason)
 
     # ------------------------------------------------------------------------------------ asyncio's
 
@@ -114,19 +122,27 @@ class Link(asyncio.Protocol, Generic[S, R]):
             if messages and not self._reason:
                 self._end.receive(messages)
         except LinkBroken as error:
-            self.abort(str(error))
+            self._break(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._lose(f"the connection broke ({exc})" if exc else "the other end closed it")
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _lose(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
         self._outbox.clear()
-        self._reason = self._reason or (f"the connection broke ({exc})" if exc else "the other end closed it")
+        self._reason = self._reason or reason
         self._end.closed(self._reason)
 
-    # -------------------------------------------------------------------------------------------------
+    def _break(self, error: LinkBroken) -> None:
+        logger.error("A link between two processes is given up: %s", error)
+        self.abort(str(error))
 
-    def _post(self, message: S | Deltas | Ping) -> None:
+    def _post(self, message: S | Raw | WrittenDeltas | Ping) -> None:
         if not self.open:
             return
         if not self._outbox:
@@ -140,9 +156,10 @@ class Link(asyncio.Protocol, Generic[S, R]):
         assert self._transport is not None
         self._spoke_at = self._loop.time()
         try:
-            self._transport.write(frame(messages))
+            for frame in frames(messages):
+                self._transport.write(frame)
         except LinkBroken as error:
-            self.abort(str(error))
+            self._break(error)
 
     def _tick(self, due: float) -> None:
         now = self._loop.time()

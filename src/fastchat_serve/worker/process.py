@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -46,6 +46,12 @@ CHILD: Final = "fastchat_serve.child"
 
 STOP_S = 15.0
 """How long a child may take to close its engine; then it is killed."""
+
+GIVE_UP_S = 1.0
+"""The same for one whose engine is not open yet: nothing is lost with it."""
+
+KILL_S = 5.0
+"""After this long a killed process is not waited for any more: a driver may keep it."""
 
 FROZEN_S = 60.0
 """A child that is silent for this long is killed, and started anew."""
@@ -88,6 +94,7 @@ class ProcessWorker(RemoteWorker):
         self._over = anyio.Event()  # of this child's life
         self._opened = anyio.Event()  # or it never will be
         self._problem = ""
+        self._past_errors = 0  # `protocol_errors` of earlier children
         self._process: anyio.abc.Process | None = None
 
     @property
@@ -117,10 +124,12 @@ class ProcessWorker(RemoteWorker):
         """End `run`. What is still under way is told so: `drain` before."""
         self._stopping = True
         self._over.set()
+        self._opened.set()
 
     def refuse(self) -> None:
         """Take no new work."""
         self._refusing = True
+        self._before = WorkerState.DRAINING
         if self.state is WorkerState.READY:
             self.state = WorkerState.DRAINING
         if self._link is not None:
@@ -133,13 +142,13 @@ class ProcessWorker(RemoteWorker):
 
     # --------------------------------------------------------------------------------- the link's side
 
-    def receive(self, messages: Sequence[FromHost]) -> None:
-        for message in messages:
-            if isinstance(message, ProgressMade):
-                self._progress(message.stage, message.fraction)
-            elif isinstance(message, Unopened):
-                self._problem = message.problem
-        super().receive([message for message in messages if not isinstance(message, ProgressMade | Unopened)])
+    def _receive(self, message: FromHost) -> None:
+        if isinstance(message, ProgressMade):
+            self._progress(message.stage, message.fraction)
+        elif isinstance(message, Unopened):
+            self._problem = message.problem
+        else:
+            super()._receive(message)
 
     def closed(self, reason: str) -> None:
         super().closed(reason)
@@ -149,11 +158,13 @@ class ProcessWorker(RemoteWorker):
     def _hear(self, said: Statement) -> None:
         super()._hear(said)
         self.restarts = self._attempts.count
-        if self.state is WorkerState.READY:
+        self.protocol_errors += self._past_errors
+        if self.state in (WorkerState.READY, WorkerState.DRAINING):
             self._opened.set()
             if self._refusing:
                 self.state = WorkerState.DRAINING
         elif self.state is WorkerState.FAILED:  # what broke in there is not mended in there
+            self.back_in_s = 1.0
             self._over.set()
 
     # -------------------------------------------------------------------------------------------------
@@ -161,35 +172,40 @@ class ProcessWorker(RemoteWorker):
     async def _live(self, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """One child's life: from its start until `stop`, or until it breaks."""
         self._over, self._opened = anyio.Event(), anyio.Event()
-        self._problem = ""
+        self._problem, self._past_errors = "", self.protocol_errors
         if self._stopping:
             return
-        self.state, self.reason = WorkerState.LOADING, ""
-        async with self._child() as process:
-            await self._opened.wait()
-            opened = self.state in (WorkerState.READY, WorkerState.DRAINING)
-            if opened:
-                task_status.started()
-                await self._watch()
+        self.state, self.reason, self.back_in_s = WorkerState.LOADING, "", 1.0
+        opened, process = False, None
+        try:
+            async with self._child() as process:
+                opened = await self._watch(process, task_status)
+        except OSError as error:  # no descriptor or no memory for it, for now
+            self._problem = f"Its process could not be started: {error.strerror}."
         if self._stopping:
             return
         broke = self.reason if self.state is WorkerState.FAILED else ""
-        how = self._problem or broke or _how_it_ended(process.returncode)
+        how = self._problem or broke or _how_it_ended(process.returncode if process is not None else None)
         self.state, self.reason = WorkerState.FAILED, how
         logger.error("Worker %s failed: %s", self.id, how)
         if not opened and not self._attempts.count:
             raise StartupError(f"worker {self.names[0]!r} could not be opened in its process: {how}")
 
-    async def _watch(self) -> None:
-        """Return when the child's life is over, or when it has been frozen for too long."""
-        silent_s = 0.0
-        while not self._over.is_set():
+    async def _watch(self, process: anyio.abc.Process, task_status: TaskStatus[None]) -> bool:
+        """Return when the child's life is over, or when it has been frozen for too long. Whether it was opened."""
+        opened, silent_s = False, 0.0
+        # The end of the process is looked for, too: what it has started may hold its end of the link open.
+        while not self._over.is_set() and process.returncode is None:
             with anyio.move_on_after(_WATCH_S):
-                await self._over.wait()
+                await (self._over if opened else self._opened).wait()
+            if not opened and self._opened.is_set() and not self._over.is_set():
+                opened = True
+                task_status.started()
             silent_s = silent_s + _WATCH_S if self.state is WorkerState.LOST else 0.0
             if silent_s >= FROZEN_S:
                 self._problem = f"Its process was silent for {FROZEN_S:g} s."
-                return
+                break
+        return opened
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[anyio.abc.Process]:
@@ -198,7 +214,7 @@ class ProcessWorker(RemoteWorker):
         with theirs:
             try:
                 process = await anyio.open_process(
-                    [sys.executable, "-m", CHILD, str(theirs.fileno())],
+                    [sys.executable, *_as_isolated_as_we_are(), "-m", CHILD, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=None,
                     stderr=None,
@@ -226,7 +242,7 @@ class ProcessWorker(RemoteWorker):
         finally:
             self._process = None
             _kill(process)
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(KILL_S, shield=True):
                 await process.wait()
 
     def _new_link(self) -> Link[FromCaller, FromHost]:
@@ -235,7 +251,8 @@ class ProcessWorker(RemoteWorker):
     async def _end(self, process: anyio.abc.Process, link: Link[FromCaller, FromHost]) -> None:
         """Have it close its engine; whoever is frozen, or takes too long, does not get to."""
         frozen = link.open and self.state is WorkerState.LOST
-        with anyio.move_on_after(0 if frozen else STOP_S, shield=True):
+        patience_s = 0 if frozen else GIVE_UP_S if self.state is WorkerState.LOADING else STOP_S
+        with anyio.move_on_after(patience_s, shield=True):
             link.send(Stop())
             await process.wait()
         link.abort("its process is ended")
@@ -253,11 +270,18 @@ class ProcessWorker(RemoteWorker):
 _WATCH_S = 0.5
 
 
+def _as_isolated_as_we_are() -> tuple[str, ...]:
+    """``-m`` looks for modules in the working directory first. Any file may lie there, so not if we do not."""
+    main = sys.modules["__main__"]
+    return () if main.__spec__ is not None and not sys.flags.safe_path else ("-P",)
+
+
 def _how_it_ended(code: int | None) -> str:
     if code is None:
         return "Its process could not be ended."
     if code < 0:
-        return f"Its process was ended by {signal.Signals(-code).name}."
+        known = {each.value: each.name for each in signal.Signals}  # those of real time have no names
+        return f"Its process was ended by {known.get(-code, f'signal {-code}')}."
     return f"Its process ended with exit code {code}."
 
 

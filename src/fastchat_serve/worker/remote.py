@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
+from msgspec import Raw
 
 from fastchat_serve.engine import (
     ChatPrompt,
@@ -26,9 +27,10 @@ from fastchat_serve.engine import (
     Sink,
     TextPrompt,
 )
-from fastchat_serve.errors import EngineError, ServeError, Unavailable
+from fastchat_serve.errors import EngineError, PayloadTooLarge, ServeError, Unavailable
 from fastchat_serve.protocol.link import (
     Abort,
+    Delta,
     Deltas,
     Detokenize,
     Embed,
@@ -45,9 +47,11 @@ from fastchat_serve.protocol.link import (
     Text,
     Tokenize,
     Tokens,
+    Unsendable,
+    written,
 )
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
-from fastchat_serve.worker.host import WINDOW_BYTES, size_of
+from fastchat_serve.worker.host import WINDOW_BYTES, plain_size, size_of
 from fastchat_serve.worker.link import Link
 
 __all__ = ["LOST", "RemoteWorker", "lost_error"]
@@ -98,19 +102,17 @@ class RemoteWorker:
         self._link = link
 
     def receive(self, messages: Sequence[FromHost]) -> None:
-        texts: dict[int, _Merged] = {}
+        fresh: list[_Incoming] = []  # those with text that is not passed on yet: one chunk for all that a read brings
         for message in messages:
             if type(message) is Deltas:
                 for delta in message.of:
-                    merged = texts.get(delta.stream)
-                    if merged is None:
-                        texts[delta.stream] = _Merged(delta.text, delta.token_ids)
-                    else:
-                        merged.add(delta.text, delta.token_ids)
-                continue
-            self._pass_on(texts)
-            self._receive(message)
-        self._pass_on(texts)
+                    stream = self._streams.get(delta.stream)
+                    if stream is not None and stream.add(delta):
+                        fresh.append(stream)
+            else:
+                _pass_on(fresh)
+                self._receive(message)
+        _pass_on(fresh)
 
     def silent(self) -> None:
         """The host is frozen, or cut off: nobody waits for it."""
@@ -130,6 +132,7 @@ class RemoteWorker:
         self._link = None
         if self.state is not WorkerState.FAILED:
             self.state, self.reason = WorkerState.LOST, LOST
+        self._others, self._engine_load = 0, EngineLoad()
         self._end_all(lost_error())
 
     # ------------------------------------------------------------------------------------- serving
@@ -157,8 +160,9 @@ class RemoteWorker:
     def start(self, request: GenerateRequest, sink: Sink) -> Handle:
         """As `Worker.start`; that the queue is full is told to `sink`, as the host is asked first."""
         link, number = self._ready(), next(self._numbers)
+        asked = _written(Generate(number, self.id, request))
         stream = self._streams[number] = _Incoming(number, request.id, sink, link)
-        link.send(Generate(number, self.id, request))
+        link.send(asked)
         return stream
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
@@ -179,7 +183,7 @@ class RemoteWorker:
         for stream in list(self._streams.values()):
             stream.give_up(error)
         for call in self._calls.values():
-            call.settle(error)
+            call.give_up(error)
 
     async def wait_idle(self) -> None:
         """Return when nothing of ours is under way."""
@@ -221,21 +225,15 @@ class RemoteWorker:
         self.reason, self.tool_parser, self.adapters = said.reason, said.tool_parser, said.adapters
         self._info = said.info or self._info
         self._slots, self._queue_limit = said.slots, said.queue_limit
-        self.restarts, self.protocol_errors, self.back_in_s = said.restarts, said.protocol_errors, said.back_in_s
-
-    def _pass_on(self, texts: dict[int, _Merged]) -> None:
-        for number, merged in texts.items():
-            if (stream := self._streams.get(number)) is not None:
-                stream.push(Chunk(text=merged.text, token_ids=merged.token_ids))
-        texts.clear()
+        self.restarts, self.protocol_errors = said.restarts, said.protocol_errors
+        self.back_in_s = max(said.back_in_s, 1.0)
 
     def _end_all(self, error: ServeError) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.abandon(error)
         for call in self._calls.values():
-            call.settle(error)
-        self._others = 0
+            call.give_up(error)
         self._tell_if_idle()
 
     def _tell_if_idle(self) -> None:
@@ -244,13 +242,14 @@ class RemoteWorker:
 
     async def _call(self, ask: Callable[[int], FromCaller], kind: type[T]) -> T:
         link, number = self._ready(), next(self._numbers)
+        asked = _written(ask(number))
         call = self._calls[number] = _Call()
-        link.send(ask(number))
+        link.send(asked)
         try:
             await call.settled.wait()
         finally:
             del self._calls[number]
-            if not call.settled.is_set():
+            if not call.answered:
                 link.send(Abort(number))
             self._tell_if_idle()
         if isinstance(call.outcome, Exception):
@@ -263,7 +262,7 @@ class RemoteWorker:
         if self.state is not WorkerState.READY or self._link is None or not self._link.open:
             raise Unavailable(
                 f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.",
-                retry_after_s=max(self.back_in_s, 1.0),
+                retry_after_s=self.back_in_s,
             )
         return self._link
 
@@ -273,17 +272,17 @@ def lost_error() -> EngineError:
     return EngineError("The worker that was making this answer is gone.", code="worker_lost")
 
 
-class _Merged:
-    """What one read brought of one stream."""
+def _written(message: FromCaller) -> Raw:
+    try:
+        return written(message)
+    except Unsendable:
+        raise PayloadTooLarge("The request is too long to be passed to the worker's process.") from None
 
-    __slots__ = ("text", "token_ids")
 
-    def __init__(self, text: str, token_ids: tuple[int, ...]) -> None:
-        self.text, self.token_ids = text, token_ids
-
-    def add(self, text: str, token_ids: tuple[int, ...]) -> None:
-        self.text += text
-        self.token_ids += token_ids
+def _pass_on(fresh: list[_Incoming]) -> None:
+    for stream in fresh:
+        stream.pass_on()
+    fresh.clear()
 
 
 class _Call:
@@ -291,9 +290,15 @@ class _Call:
 
     def __init__(self) -> None:
         self.settled = anyio.Event()
+        self.answered = False
+        """By the host, which holds nothing for it any more."""
         self.outcome: object = None
 
     def settle(self, outcome: object) -> None:
+        self.answered = True
+        self.give_up(outcome)
+
+    def give_up(self, outcome: object) -> None:
         if not self.settled.is_set():
             self.outcome = outcome
             self.settled.set()
@@ -302,11 +307,13 @@ class _Call:
 class _Incoming:
     """One stream on its way here; also its handle."""
 
-    __slots__ = ("_aborted", "_id", "_link", "_number", "_sink", "_taken", "_told")
+    __slots__ = ("_aborted", "_id", "_ids", "_link", "_number", "_sink", "_taken", "_text", "_told")
 
     def __init__(self, number: int, id_: str, sink: Sink, link: Link[FromCaller, FromHost]) -> None:
         self._number, self._id, self._sink, self._link = number, id_, sink, link
         self._taken = 0  # bytes, since they were granted anew
+        self._text: str | None = None  # with `_ids`, what came and is to be passed on
+        self._ids: tuple[int, ...] = ()
         self._aborted = self._told = False
 
     def abort(self) -> None:
@@ -314,8 +321,27 @@ class _Incoming:
             self._aborted = True
             self._link.send(Abort(self._number))
 
+    def add(self, delta: Delta) -> bool:
+        """Keep it for `pass_on`. Whether it is the first that is kept."""
+        self._taken += plain_size(delta.text, delta.token_ids)  # of each, as the host counts them
+        if self._text is None:
+            self._text, self._ids = delta.text, delta.token_ids
+            return True
+        self._text += delta.text
+        self._ids += delta.token_ids
+        return False
+
+    def pass_on(self) -> None:
+        assert self._text is not None
+        chunk = Chunk(text=self._text, token_ids=self._ids)
+        self._text = None
+        self._push(chunk)
+
     def push(self, chunk: Chunk) -> None:
         self._taken += size_of(chunk)
+        self._push(chunk)
+
+    def _push(self, chunk: Chunk) -> None:
         if self._taken >= WINDOW_BYTES // 2:
             self._link.send(Grant(self._number, self._taken))
             self._taken = 0

@@ -1,0 +1,153 @@
+"""What a link must not do to streams: lose credit, or take them all down for one message that cannot be sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from fastchat_serve import Chunk, EmbedRequest, TextPrompt
+from fastchat_serve.engine import Embeddings, Sink
+from fastchat_serve.engines.echo import EchoEngine
+from fastchat_serve.errors import EngineError, PayloadTooLarge
+from fastchat_serve.protocol import link as protocol
+from fastchat_serve.worker import host
+from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.link import Link
+from fastchat_serve.worker.remote import LOST, RemoteWorker, lost_error
+from tests.sinks import Remembering, a_request
+from tests.worker.every_worker import in_a_process, linked
+
+pytestmark = pytest.mark.anyio
+
+EMBED = EmbedRequest(id="e", inputs=(TextPrompt("a"),))
+
+
+def begin(worker: RemoteWorker, prompt: str = "to be or not", **request: Any) -> Remembering:
+    sink = Remembering()
+    worker.start(a_request(prompt, **request), sink)
+    return sink
+
+
+async def test_a_stream_of_any_length_arrives_whole_however_its_chunks_travel_together() -> None:
+    async with in_a_process(concurrency=8, loop=True) as worker:
+        sinks = [begin(worker, "a", max_tokens=20_000) for _ in range(8)]
+        for sink in sinks:
+            assert (await sink.ended()).ends == [None]
+            assert len(sink.text) == 20_000
+
+
+def speaking(monkeypatch: pytest.MonkeyPatch, chunk: Chunk) -> None:
+    """Have the engine say `chunk` first to whoever asks with the word "odd"."""
+    start = EchoEngine.start
+
+    def with_it(engine: EchoEngine, request: Any, sink: Sink) -> Any:
+        if request.prompt == TextPrompt("odd"):
+            sink.push(chunk)
+        return start(engine, request, sink)
+
+    monkeypatch.setattr(EchoEngine, "start", with_it)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        Chunk(text="\ud800"),
+        Chunk(token_ids=("one",)),  # type: ignore[arg-type]
+        Chunk(token_ids=(1.5,)),  # type: ignore[arg-type]
+        Chunk(token_ids=(2**70,)),
+        Chunk(token_ids=(object(),)),  # type: ignore[arg-type]
+        Chunk(reasoning=b"why"),  # type: ignore[arg-type]
+        Chunk(reasoning="y" * 3000),
+    ],
+    ids=["surrogate", "text for an id", "fraction", "large id", "object", "bytes", "long"],
+)
+async def test_a_chunk_that_cannot_be_sent_ends_its_own_stream_only(
+    monkeypatch: pytest.MonkeyPatch, chunk: Chunk
+) -> None:
+    speaking(monkeypatch, chunk)
+    async with linked(delay_ms=1) as worker:
+        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        good, bad = begin(worker), begin(worker, "odd")
+        assert isinstance((await bad.ended()).error, EngineError)
+        assert (await good.ended()).text == "to be or not"
+        assert worker.state is WorkerState.READY
+
+
+async def test_a_result_that_is_too_long_is_an_error_of_its_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def much(*_: object) -> Embeddings:
+        return Embeddings(b"0" * 3000, 750, 1)
+
+    monkeypatch.setattr(EchoEngine, "embed", much)
+    async with linked(loop=True, delay_ms=1) as worker:
+        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        stream = await begin(worker).has(1)
+        with pytest.raises(EngineError):
+            await worker.embed(EMBED)
+        seen = len(stream.chunks)
+        await stream.has(seen + 2)
+
+
+async def test_what_is_too_long_together_travels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked(concurrency=8) as worker:
+        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        sinks = [begin(worker, "x" * 1000) for _ in range(8)]
+        for sink in sinks:
+            assert (await sink.ended()).text == "x" * 1000
+
+
+async def test_a_request_that_is_too_long_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked() as worker:
+        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        with pytest.raises(PayloadTooLarge):
+            begin(worker, "x" * 3000)
+        assert worker.queue_length == 0
+        assert (await begin(worker).ended()).text == "to be or not"
+
+
+@pytest.mark.parametrize("how", ["silence", "expulsion"])
+async def test_a_call_that_is_given_up_here_is_given_up_there(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    begun, cancelled = anyio.Event(), anyio.Event()
+
+    async def endless(*_: object) -> Embeddings:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    monkeypatch.setattr(EchoEngine, "embed", endless)
+    async with linked() as worker, anyio.create_task_group() as tasks:
+
+        async def embed() -> None:
+            with pytest.raises(EngineError):
+                await worker.embed(EMBED)
+
+        tasks.start_soon(embed)
+        with anyio.fail_after(10):
+            await begun.wait()
+            if how == "silence":
+                worker.silent()
+                assert worker.reason == LOST
+            else:
+                worker.expel(lost_error())
+            await cancelled.wait()
+
+
+async def test_what_a_sink_has_not_taken_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller grants nothing: so many bytes are sent, so many are held, and then the stream ends."""
+    sent: list[int] = []
+    write = Link._flush
+
+    def counted(link: Link[Any, Any]) -> None:
+        sent.append(sum(len(protocol.frame([message])) for message in link._outbox))
+        write(link)
+
+    monkeypatch.setattr(host._Outgoing, "grant", lambda *_: None)
+    monkeypatch.setattr(Link, "_flush", counted)
+    async with linked(loop=True) as worker:
+        sink = await begin(worker, "😀" * 500, max_tokens=10_000).ended()
+        assert getattr(sink.error, "code", None) == "slow_reader"
+        assert sum(sent) < 2 * host.WINDOW_BYTES
