@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat_serve import Chunk, GenerateRequest, SamplingParams, TextPrompt, TokenLogprob, Usage, errors
-from fastchat_serve.errors import ContextOverflow, EngineError, ModelNotFound, ServeError
+from fastchat_serve.errors import ContextOverflow, EngineError, ModelNotFound, Overloaded, ServeError
 from fastchat_serve.protocol import link
 from fastchat_serve.protocol.link import (
     Abort,
@@ -82,6 +82,22 @@ def test_an_error_is_the_same_at_the_other_end(error: ServeError) -> None:
     there = ended.fault.error()
     assert type(there) is type(error)
     assert (there.to_openai(), there.retry_after_s) == (error.to_openai(), error.retry_after_s)
+
+
+def test_a_plugins_own_kind_of_error_is_the_one_of_ours_that_it_is() -> None:
+    class Busy(Overloaded):
+        """Of a plugin."""
+
+    fault = Fault.of(Busy("later", retry_after_s=3.0))
+    there = fault.error()
+    assert (type(there), there.status, there.retry_after_s) == (Overloaded, 429, 3.0)
+
+
+def test_an_error_may_quote_what_is_no_text() -> None:
+    (ended,) = FrameReader(list[FromHost]).feed(frame([Ended(1, Fault.of(EngineError("no \ud800")))]))
+    assert isinstance(ended, Ended)
+    assert ended.fault is not None
+    assert str(ended.fault.error()) == "no ?"
 
 
 def test_an_error_of_an_unknown_kind_is_the_engines() -> None:

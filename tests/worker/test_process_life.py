@@ -156,6 +156,41 @@ async def test_a_child_that_dies_is_missed_although_something_it_started_lives(t
     await until(lambda: _is_gone(int((tmp_path / "helper").read_text())))
 
 
+async def test_nothing_is_left_of_a_child_or_of_what_it_started_when_its_parent_dies(tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import anyio\n"
+        "from pathlib import Path\n"
+        "from tests.worker.test_process_life import a_worker, running\n"
+        "async def main():\n"
+        f"    async with running(a_worker(Path({str(tmp_path)!r}), helper=True)) as worker:\n"
+        "        print(worker.pid, flush=True)\n"
+        "        await anyio.sleep_forever()\n"
+        "anyio.run(main)\n"
+    )
+    async with await anyio.open_process([sys.executable, str(script)], stderr=None) as parent:
+        assert parent.stdout is not None
+        with anyio.fail_after(30):
+            child = int(await parent.stdout.receive())
+        parent.kill()
+    helper = int((tmp_path / "helper").read_text())
+    await until(lambda: _is_gone(child) and _is_gone(helper))
+
+
+async def test_a_child_without_a_parent_leaves_quietly() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        done = await anyio.run_process(
+            [sys.executable, "-m", process.CHILD, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            check=False,
+        )
+    assert done.stderr == b""
+
+
 def _is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 

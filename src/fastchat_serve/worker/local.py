@@ -50,6 +50,9 @@ ABORT_GRACE_S = 5.0
 CHECK_INTERVAL_S = 0.1
 """How often time limits are checked, and so how precisely they are kept."""
 
+IDLE_CHECKS = 3
+"""Only every so many times while there is nothing to check but the engine's health: an idle machine is to sleep."""
+
 CLOSE_S = 10.0
 """A broken engine that has not closed after this long is left as it is: another beside it might find no memory."""
 
@@ -230,7 +233,7 @@ class LocalWorker:
     async def _keep_limits(self) -> None:
         """Return when the engine's life is over; meanwhile see that it keeps the limits and is well."""
         while not self._over.is_set():
-            with anyio.move_on_after(CHECK_INTERVAL_S):
+            with anyio.move_on_after(CHECK_INTERVAL_S * (1 if self._jobs else IDLE_CHECKS)):
                 await self._over.wait()
             if (error := self._engine.fatal_error) is not None:
                 return self.fail(f"The engine broke: {type(error).__name__}: {error}")
