@@ -26,7 +26,7 @@ from fastchat_serve.config import Config, Worker
 from fastchat_serve.logs import logging_to
 from fastchat_serve.making import make_local_worker
 from fastchat_serve.plugins import Plugins
-from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Progress, Refuse, Stop, Unopened
+from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Progress, Refuse, Stop, Unopened, readable
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.host import Host
 from fastchat_serve.worker.link import Link
@@ -152,7 +152,7 @@ class Child:
     def _report(self, stage: str, fraction: float | None = None) -> None:
         """A `hookspecs.Progress`, from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._link.send, Progress(stage, fraction))
+            self._loop.call_soon_threadsafe(self._link.send, readable(Progress(stage, fraction)))
         except RuntimeError:
             logger.debug("the event loop is closed; nobody is left to tell")
 

@@ -93,13 +93,6 @@ def test_a_plugins_own_kind_of_error_is_the_one_of_ours_that_it_is() -> None:
     assert (type(there), there.status, there.retry_after_s) == (Overloaded, 429, 3.0)
 
 
-def test_an_error_may_quote_what_is_no_text() -> None:
-    (ended,) = FrameReader(list[FromHost]).feed(frame([Ended(1, Fault.of(EngineError("no \ud800")))]))
-    assert isinstance(ended, Ended)
-    assert ended.fault is not None
-    assert str(ended.fault.error()) == "no ?"
-
-
 def test_an_error_of_an_unknown_kind_is_the_engines() -> None:
     assert type(Fault("Config", "no", None, None, None).error()) is EngineError
 

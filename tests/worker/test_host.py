@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from fractions import Fraction
 from typing import Any
 
 import anyio
 import pytest
 
 from fastchat_serve import Chunk, EmbedRequest, TextPrompt
-from fastchat_serve.engine import Embeddings, Sink
+from fastchat_serve.engine import Embeddings, EngineLoad, Sink
 from fastchat_serve.engines.echo import EchoEngine
-from fastchat_serve.errors import EngineError, PayloadTooLarge
+from fastchat_serve.errors import EngineError, InvalidRequest, PayloadTooLarge
 from fastchat_serve.protocol import link as protocol
 from fastchat_serve.worker import host
 from fastchat_serve.worker.base import WorkerState
@@ -87,6 +89,41 @@ async def test_a_result_that_is_too_long_is_an_error_of_its_own_call(monkeypatch
             await worker.embed(EMBED)
         seen = len(stream.chunks)
         await stream.has(seen + 2)
+
+
+async def test_an_error_that_cannot_be_told_is_an_error_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object) -> Embeddings:
+        raise InvalidRequest("no \ud800", param=5)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EchoEngine, "embed", failing)
+    async with linked(loop=True, delay_ms=1) as worker:
+        stream = await begin(worker).has(1)
+        with pytest.raises(EngineError):
+            await worker.embed(EMBED)
+        await stream.has(len(stream.chunks) + 2)
+
+
+async def test_an_engine_that_cancels_a_call_of_its_own_accord_hurts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cancelling(*_: object) -> Embeddings:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(EchoEngine, "embed", cancelling)
+    went_on = False
+    async with linked(loop=True, delay_ms=1) as worker:
+        stream = await begin(worker).has(1)
+        with pytest.raises(EngineError), anyio.fail_after(5):
+            await worker.embed(EMBED)
+        await stream.has(len(stream.chunks) + 2)
+        went_on = True
+    assert went_on
+
+
+@pytest.mark.parametrize("used", [Fraction(1, 2), object()], ids=["a number of another kind", "no number"])
+async def test_an_engine_may_say_anything_of_its_load(monkeypatch: pytest.MonkeyPatch, used: Any) -> None:
+    monkeypatch.setattr(EchoEngine, "current_load", lambda _: EngineLoad(kv_used_fraction=used))
+    async with linked(concurrency=1) as worker:
+        assert (await begin(worker).ended()).text == "to be or not"
+        assert worker.load().engine.kv_used_fraction == (0.5 if isinstance(used, Fraction) else 0.0)
 
 
 async def test_what_is_too_long_together_travels_apart(monkeypatch: pytest.MonkeyPatch) -> None:

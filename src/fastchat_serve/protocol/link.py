@@ -99,8 +99,7 @@ class Fault(Struct, frozen=True, array_like=True):
     def of(cls, error: ServeError) -> Fault:
         """A kind of a plugin's own goes as the one of ours that it is."""
         kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
-        message = str(error).encode(errors="replace").decode()
-        return cls(kind, message, error.code, error.param, error.retry_after_s)
+        return cls(kind, str(error), error.code, error.param, error.retry_after_s)
 
     def error(self) -> ServeError:
         """The error that was sent; one of a kind that is not known here counts as the engine's."""

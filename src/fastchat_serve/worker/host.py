@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt, TokenLogprob
-from fastchat_serve.errors import DeadlineExceeded, ModelNotFound, ServeError
+from fastchat_serve.errors import DeadlineExceeded, EngineError, ModelNotFound, ServeError
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
@@ -39,7 +40,9 @@ from fastchat_serve.protocol.link import (
     Text,
     Tokenize,
     Tokens,
+    Unsendable,
     readable,
+    written,
 )
 from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.job import as_serve_error
@@ -162,8 +165,7 @@ class Host:
     def forget(self, stream: int, worker_id: str, error: Exception | None) -> None:
         """A stream has ended, with `error` if that was not its own end."""
         del self._streams[stream]
-        fault = None if error is None else Fault.of(as_serve_error(error, str(stream)))
-        self.link.send(Ended(stream, fault))
+        self.link.send(_ended(stream, None if error is None else as_serve_error(error, str(stream))))
         asyncio.get_running_loop().call_soon(self._announce_of, worker_id)  # its slot is freed after this
 
     def _announce_of(self, worker_id: str) -> None:
@@ -200,9 +202,14 @@ class Host:
                 self.link.send(readable(await work()))
         except Exception as caught:  # the boundary to foreign code: the caller is told
             error = as_serve_error(caught, str(number))
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # The engine leaked a cancellation of its own: it ends this call, not all that is hosted here.
+            error = EngineError("The engine cancelled this call.")
         finally:
             del self._calls[number]
-            self.link.send(Ended(number, None if error is None else Fault.of(error)))
+            self.link.send(_ended(number, error))
             if (worker_id := self._embedding.pop(number, None)) is not None:
                 self._announce_of(worker_id)
 
@@ -243,11 +250,11 @@ class _Outgoing:
         size, is_plain = size_of(chunk), _is_plain(chunk)
         number = self._number
         message = Delta(number, chunk.text, chunk.token_ids) if is_plain else Piece(number, chunk)
-        written = (readable(message), is_plain, size)
+        ready = (readable(message), is_plain, size)
         if not self._held and self._credit > 0:
-            self._send(written)
+            self._send(ready)
             return
-        self._held.append(written)
+        self._held.append(ready)
         self._held_bytes += size
         if self._held_bytes > MAX_HELD_BYTES and chunk.finish_reason is None:
             logger.warning("A stream is ended: its caller has not taken %d bytes of it.", WINDOW_BYTES + MAX_HELD_BYTES)
@@ -270,14 +277,14 @@ class _Outgoing:
     def grant(self, size: int) -> None:
         self._credit += size
         while self._held and self._credit > 0:
-            written = self._held.popleft()
-            self._held_bytes -= written[2]
-            self._send(written)
+            ready = self._held.popleft()
+            self._held_bytes -= ready[2]
+            self._send(ready)
         if self._ended and not self._held:
             self._finish(None)
 
-    def _send(self, written: _Written) -> None:
-        message, is_plain, size = written
+    def _send(self, ready: _Written) -> None:
+        message, is_plain, size = ready
         self._credit -= size
         if is_plain:
             self._host.link.send_delta(message)
@@ -312,6 +319,16 @@ def plain_size(text: str, token_ids: tuple[int, ...]) -> int:
 
 def _size_of_logprobs(logprobs: Sequence[TokenLogprob]) -> int:
     return sum(_LOGPROB_BYTES * (1 + len(entry.top)) for entry in logprobs)
+
+
+def _ended(number: int, error: ServeError | None) -> Raw:
+    """Whatever an engine put into its error, that it ended is told."""
+    if error is None:
+        return written(Ended(number))
+    try:
+        return readable(Ended(number, Fault.of(error)))
+    except Unsendable:
+        return written(Ended(number, Fault.of(EngineError("The engine failed with an error that cannot be told."))))
 
 
 def _is_plain(chunk: Chunk) -> bool:

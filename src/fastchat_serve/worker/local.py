@@ -325,7 +325,8 @@ class LocalWorker:
         if self._pusher is None:
             return EngineLoad()
         try:
-            return self._engine.current_load()
+            load = self._engine.current_load()
+            return EngineLoad(int(load.running), int(load.waiting), float(load.kv_used_fraction))
         except Exception:  # the boundary to foreign code: nobody's request is worth less for it
             logger.exception("Worker %s: its engine cannot say how busy it is.", self.id)
             self._count_breach()
