@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,7 +13,9 @@ from fastchat_serve.errors import PluginError
 from fastchat_serve.hookspecs import EngineSetup, Progress
 from fastchat_serve.plugins import Backend, Plugins
 from fastchat_serve.worker.local import LocalWorker
-from fastchat_serve.worker.process import ProcessWorker
+
+if TYPE_CHECKING:
+    from fastchat_serve.worker.process import ProcessWorker
 
 __all__ = ["make_local_worker", "make_worker"]
 
@@ -26,6 +28,8 @@ def make_worker(config: Config, index: int, plugins: Plugins, progress: Progress
     worker = config.worker[index]
     if worker.placement == "loop":
         return make_local_worker(config, index, plugins, progress)
+    from fastchat_serve.worker.process import ProcessWorker  # most servers start without it, and sooner
+
     backend = _backend(config, index, plugins)
     options = msgspec.to_builtins(convert_options(config, index, backend.options), enc_hook=_spelled_out)
     return ProcessWorker(worker, options, progress, plugins=config.plugins, log_level=config.server.log_level)
