@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastchat_serve.controller.policies import (
@@ -22,8 +22,10 @@ from fastchat_serve.controller.policies import (
 from fastchat_serve.policy import Candidate, Draw, Policy
 
 DRAWS = 6000
+SPEEDS = st.just(0.0) | st.floats(1e-300, 10)
+"""Those by which a queue can be divided, and none."""
 CANDIDATES = st.lists(
-    st.builds(Candidate, id=st.just("w"), speed=st.floats(0, 10), queue_length=st.integers(0, 99)),
+    st.builds(Candidate, id=st.just("w"), speed=SPEEDS, queue_length=st.integers(0, 99)),
     min_size=1,
     max_size=6,
 )
@@ -173,6 +175,7 @@ def test_a_worker_that_knows_every_beginning_is_no_hot_spot() -> None:
 
 
 @given(CANDIDATES)
+@example([Candidate("w", 2.2e-309, 0)])
 def test_affinity_passes_nobody_over_who_is_the_only_one_that_can(candidates: list[Candidate]) -> None:
     for policy in (prefix, session):
         choice = policy(candidates, Draw(Random(0), 0, "s"))

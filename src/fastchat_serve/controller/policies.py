@@ -96,12 +96,14 @@ def _per_speed(candidate: Candidate, amount: float) -> float:
 def _within_bounds(candidates: Sequence[Candidate]) -> list[int]:
     """Those that have not much more than their share; at least one."""
     speeds = sum(candidate.speed for candidate in candidates)
-    share = BOUND * (1 + sum(candidate.queue_length for candidate in candidates)) / speeds if speeds > 0 else math.inf
+    if speeds == 0:
+        return list(range(len(candidates)))
+    bounded = BOUND * (1 + sum(candidate.queue_length for candidate in candidates))
     within = [
         index
         for index, candidate in enumerate(candidates)
-        if speeds == 0
-        or (candidate.speed > 0 and candidate.queue_length < max(LEAST_BOUND, math.ceil(share * candidate.speed)))
+        if candidate.speed > 0
+        and candidate.queue_length < max(LEAST_BOUND, math.ceil(bounded * (candidate.speed / speeds)))
     ]
     return within or list(range(len(candidates)))
 
@@ -109,7 +111,7 @@ def _within_bounds(candidates: Sequence[Candidate]) -> list[int]:
 def _claim(session_: str, candidate: Candidate) -> float:
     """How strong this worker's claim to a session is: equal in every process, and fair by speed."""
     digest = blake2b(f"{candidate.id}\0{session_}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    chance = (int.from_bytes(digest) + 0.5) / 2**64
+    chance = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52  # neither 0 nor 1
     return -candidate.speed / math.log(chance)
 
 
