@@ -15,7 +15,14 @@ from fastchat_serve.controller import failover
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
-from fastchat_serve.errors import DeadlineExceeded, EngineError, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import (
+    DeadlineExceeded,
+    EngineError,
+    Overloaded,
+    PayloadTooLarge,
+    ServeError,
+    Unavailable,
+)
 from fastchat_serve.policy import Draw
 from fastchat_serve.worker.local import LocalWorker
 from tests.sinks import Remembering, a_request
@@ -234,3 +241,17 @@ async def test_an_answer_that_is_refused_late_goes_where_there_is_room() -> None
         sink = await start(dispatcher).ended()
         assert (sink.text, sink.ends) == (TEXT, [None])
         assert dispatcher.moves.counts == {"retried": 0, "resumed": 0}
+
+
+async def test_a_worker_that_cannot_be_given_the_rest_leaves_the_first_error_as_the_end() -> None:
+    async with dispatching(Faulty(lost(), at=2), Faulty()) as dispatcher:
+        second = dispatcher.registry.workers[1]
+
+        def too_long(request: GenerateRequest, sink: Sink) -> Handle:
+            raise PayloadTooLarge("The request is too long for the way there.")
+
+        second.start = too_long  # type: ignore[method-assign]
+        sink = await start(dispatcher).ended()
+        assert isinstance(sink.error, EngineError)
+        assert len(sink.ends) == 1
+        assert dispatcher.moves.live == 0

@@ -108,9 +108,8 @@ class Dispatcher:
         Raises:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
-        able = self.able(model, required_capabilities(request))
-        if len(self.registry.serving(model)) == 1:  # it could move nowhere
-            return able[0].start(request, sink)
+        if len(self.registry.serving(model)) < 2:  # it could move nowhere
+            return self.able(model, required_capabilities(request))[0].start(request, sink)
         return MovingAnswer(request, sink, find=partial(self._find, model), moves=self.moves).start()
 
     def capacity(self, model: str) -> int:
@@ -157,11 +156,8 @@ class Dispatcher:
         return able
 
     def _find(self, model: str, request: GenerateRequest, tried: frozenset[str], fingerprint: str) -> Iterator[Worker]:
-        """See `failover.Find`."""
-        try:
-            able = self.able(model, required_capabilities(request))
-        except ServeError:
-            return
+        """See `failover.Find`. Raises as `able` does."""
+        able = self.able(model, required_capabilities(request))
         fitting = [
             worker
             for worker in able

@@ -110,7 +110,11 @@ class MovingAnswer:
         self._begun = self._resumable = self._aborted = self._is_retry = self._over = False
 
     def start(self) -> MovingAnswer:
-        """Begin on the best worker that takes it. Raises the first refusal if none does; the sink was not touched."""
+        """Begin on the best worker that takes it. The sink was not touched if it raises.
+
+        Raises:
+            ServeError: Nobody is able to take it, or all refuse: then it is who can be asked again first.
+        """
         refusals: list[ServeError] = []
         if not self._start(self._request, refusals):
             raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
@@ -162,7 +166,10 @@ class MovingAnswer:
             if self._moved_at is not None:  # there was progress: who was tried before may have recovered
                 self._tried = {self._worker.id}
             self._moved_at = len(self._token_ids)
-        if not self._start(request, [], with_room=refused):  # who was turned away turns nobody else away
+        try:
+            if not self._start(request, [], with_room=refused):  # who was turned away turns nobody else away
+                return False
+        except ServeError:  # nobody is able any more: what ended it first says more
             return False
         if not refused:
             self._moves.counts["resumed" if self._begun else "retried"] += 1
