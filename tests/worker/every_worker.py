@@ -15,13 +15,14 @@ from fastchat_serve.config import Worker as WorkerConfig
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.protocol.link import FromCaller, FromHost
 from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.host import Host
 from fastchat_serve.worker.link import Link
 from fastchat_serve.worker.local import LocalWorker
 from fastchat_serve.worker.process import ProcessWorker
 from fastchat_serve.worker.remote import RemoteWorker
 
-__all__ = ["KINDS", "in_a_process", "linked", "local", "until"]
+__all__ = ["KINDS", "called", "in_a_process", "linked", "local", "until"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -46,28 +47,36 @@ async def local(*, concurrency: int = 2, queue: int = 8, **options: Any) -> Asyn
 @asynccontextmanager
 async def linked(**settings: Any) -> AsyncIterator[RemoteWorker]:
     """At the other end of a link that begins and ends in this loop."""
+    async with called(**settings) as (worker, _):
+        yield worker
+
+
+@asynccontextmanager
+async def called(**settings: Any) -> AsyncIterator[tuple[RemoteWorker, Caller]]:
+    """The same, and who calls it."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
     async with local(**settings) as there, anyio.create_task_group() as tasks:
         remote, host = RemoteWorker(there.id, there.names), Host({there.id: there}, tasks)
+        caller = Caller([remote])
 
         def hosting() -> Link[FromHost, FromCaller]:
             return Link(list[FromCaller], host)
 
         def calling() -> Link[FromCaller, FromHost]:
-            return Link(list[FromHost], remote)
+            return Link(list[FromHost], caller)
 
         _, host.link = await loop.create_unix_connection(hosting, sock=theirs)
-        _, link = await loop.create_unix_connection(calling, sock=ours)
-        remote.attach(link)
+        _, caller.link = await loop.create_unix_connection(calling, sock=ours)
+        remote.attach(caller)
         tasks.start_soon(host.run)
         await until(lambda: remote.state is WorkerState.READY)
         try:
-            yield remote
+            yield remote, caller
         finally:
-            link.close("the test is over")
+            caller.link.close("the test is over")
 
 
 @asynccontextmanager

@@ -16,10 +16,11 @@ from fastchat_serve.errors import EngineError, InvalidRequest, PayloadTooLarge
 from fastchat_serve.protocol import link as protocol
 from fastchat_serve.worker import host
 from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.caller import lost_error
 from fastchat_serve.worker.link import Link
-from fastchat_serve.worker.remote import LOST, RemoteWorker, lost_error
+from fastchat_serve.worker.remote import LOST, RemoteWorker
 from tests.sinks import Remembering, a_request
-from tests.worker.every_worker import in_a_process, linked
+from tests.worker.every_worker import called, in_a_process, linked
 
 pytestmark = pytest.mark.anyio
 
@@ -156,7 +157,7 @@ async def test_a_call_that_is_given_up_here_is_given_up_there(monkeypatch: pytes
         raise AssertionError
 
     monkeypatch.setattr(EchoEngine, "embed", endless)
-    async with linked() as worker, anyio.create_task_group() as tasks:
+    async with called() as (worker, caller), anyio.create_task_group() as tasks:
 
         async def embed() -> None:
             with pytest.raises(EngineError):
@@ -166,7 +167,7 @@ async def test_a_call_that_is_given_up_here_is_given_up_there(monkeypatch: pytes
         with anyio.fail_after(10):
             await begun.wait()
             if how == "silence":
-                worker.silent()
+                caller.silent()
                 assert worker.reason == LOST
             else:
                 worker.expel(lost_error())

@@ -251,7 +251,7 @@ async def test_a_signal_to_all_processes_of_a_service_lets_it_drain() -> None:
 
 async def test_who_drains_while_it_is_silent_takes_nothing_when_it_is_heard_again() -> None:
     async with in_a_process() as worker:
-        worker.silent()
+        worker.lost()
         worker.refuse()
-        worker.heard()
+        worker.found()
         assert worker.state is WorkerState.DRAINING

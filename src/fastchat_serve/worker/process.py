@@ -30,11 +30,12 @@ from anyio.abc import TaskStatus
 from fastchat_serve.config import Worker
 from fastchat_serve.errors import StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
-from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Refuse, Statement, Stop, Unopened
+from fastchat_serve.protocol.link import FromCaller, FromHost, LinkBroken, Open, Refuse, Statement, Stop, Unopened
 from fastchat_serve.protocol.link import Progress as ProgressMade
 from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.caller import Caller, lost_error
 from fastchat_serve.worker.link import Link
-from fastchat_serve.worker.remote import RemoteWorker, lost_error
+from fastchat_serve.worker.remote import RemoteWorker
 from fastchat_serve.worker.restarts import Restarts
 
 __all__ = ["CHILD", "ProcessWorker"]
@@ -96,6 +97,7 @@ class ProcessWorker(RemoteWorker):
         self._problem = ""
         self._past_errors = 0  # `protocol_errors` of earlier children
         self._process: anyio.abc.Process | None = None
+        self._link: Link[FromCaller, FromHost] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -140,23 +142,24 @@ class ProcessWorker(RemoteWorker):
         self.refuse()
         await self.wait_idle()
 
-    # --------------------------------------------------------------------------------- the link's side
+    # ------------------------------------------------------------------------------- the caller's side
 
-    def _receive(self, message: FromHost) -> None:
+    def _take(self, message: FromHost) -> None:
+        """What a host says only to its parent."""
         if isinstance(message, ProgressMade):
             self._progress(message.stage, message.fraction)
         elif isinstance(message, Unopened):
             self._problem = message.problem
         else:
-            super()._receive(message)
+            raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 
-    def closed(self, reason: str) -> None:
-        super().closed(reason)
+    def detached(self) -> None:
+        super().detached()
         self._over.set()
         self._opened.set()
 
-    def _hear(self, said: Statement) -> None:
-        super()._hear(said)
+    def stated(self, said: Statement) -> None:
+        super().stated(said)
         self.restarts = self._attempts.count
         self.protocol_errors += self._past_errors
         if self.state in (WorkerState.READY, WorkerState.DRAINING):
@@ -228,8 +231,10 @@ class ProcessWorker(RemoteWorker):
         try:
             ours.setblocking(False)
             loop = asyncio.get_running_loop()
-            _, link = await loop.create_unix_connection(self._new_link, sock=ours)
-            self.attach(link)
+            caller = Caller([self], other=self._take)
+            _, caller.link = await loop.create_unix_connection(lambda: Link(list[FromHost], caller), sock=ours)
+            self.attach(caller)
+            link = self._link = caller.link
             link.send(self._open)
             if self._refusing:
                 link.send(Refuse())
@@ -244,9 +249,6 @@ class ProcessWorker(RemoteWorker):
             _kill(process)
             with anyio.move_on_after(KILL_S, shield=True):
                 await process.wait()
-
-    def _new_link(self) -> Link[FromCaller, FromHost]:
-        return Link(list[FromHost], self)
 
     async def _end(self, process: anyio.abc.Process, link: Link[FromCaller, FromHost]) -> None:
         """Have it close its engine; whoever is frozen, or takes too long, does not get to."""
