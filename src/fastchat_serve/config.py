@@ -23,6 +23,7 @@ __all__ = [
     "Cluster",
     "Config",
     "Controller",
+    "FastChat",
     "Limits",
     "Secret",
     "Server",
@@ -59,6 +60,7 @@ Url = Annotated[
     str,
     Meta(pattern=r"^https?://[^\s/?#@]+$", title="a URL of the form http://host:port, without a path"),
 ]
+Network = Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+(/[0-9]+)?$", title='a network of the form "10.0.0.0/8"')]
 Origin = Annotated[
     str,
     Meta(pattern=r"^(\*|https?://[^\s/?#@]+)$", title='an origin of the form https://host:port, or "*"'),
@@ -200,6 +202,31 @@ class Worker(_Table, frozen=True, kw_only=True):
             force_setattr(self, "names", (last or self.backend,))
 
 
+class FastChat(_Table, frozen=True, kw_only=True):
+    """``[fastchat]``: processes of FastChat's as peers of this one."""
+
+    enabled: bool = False
+    """Serve FastChat's controller and worker routes and ``/api/v1/…``, and take its workers in."""
+    networks: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
+    """Where its processes are. They have no keys: their addresses are all that they are known by."""
+    upstreams: tuple[Url, ...] = ()
+    """Controllers and workers whose models are served here, too, although they do not register."""
+    controllers: tuple[Url, ...] = ()
+    """FastChat's controllers at which to register the models that are served here."""
+    advertise: Url | None = None
+    """The address to register there. Default: derived from the connection to the controller."""
+    beat_s: LimitSeconds = 45.0
+    """How often those controllers hear from us."""
+    lease_s: LimitSeconds = 90.0
+    """How long a registered worker counts as alive without news."""
+    concurrency: Annotated[int, Meta(ge=1, le=65536)] = 16
+    """Requests at the same time for each model of each of its workers."""
+    queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    """Requests that wait for each of them at most."""
+    timeouts: Timeouts = Timeouts()
+    """Time limits of one request to them."""
+
+
 class Tables(_Table, frozen=True, kw_only=True):
     """What a config file may hold."""
 
@@ -217,6 +244,8 @@ class Tables(_Table, frozen=True, kw_only=True):
     """Plugins to load besides those that `backend`, `model` and `policy` name."""
     limits: Limits = Limits()
     """What one request may ask for."""
+    fastchat: FastChat = FastChat()
+    """FastChat's processes as peers."""
 
 
 class Config(Tables, frozen=True, kw_only=True):

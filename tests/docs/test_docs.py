@@ -63,6 +63,7 @@ TABLES: dict[str, type[Struct]] = {
     "`[[worker]]`": config.Worker,
     "`[worker.timeouts]`": config.Timeouts,
     "`[limits]`": config.Limits,
+    "`[fastchat]`": config.FastChat,
 }
 """The sections of config.md, and what each is about."""
 

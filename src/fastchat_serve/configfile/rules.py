@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from fastchat_serve.config import Secret, Tables
@@ -19,7 +19,7 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 def broken_rules(tables: Tables, places: Places) -> Iterator[ConfigError]:
     """Everything in `tables` that does not hold together."""
-    problems = [*_roles(tables), *_secrets(tables), *_names(tables), *_urls(tables)]
+    problems = [*_roles(tables), *_secrets(tables), *_names(tables), *_urls(tables), *_networks(tables)]
     for path, problem in problems or _exposure(tables):  # what is exposed depends on the rest being right
         yield places.error(path, problem)
 
@@ -107,9 +107,22 @@ def _urls(tables: Tables) -> _Problems:
             urls["worker", index, "controllers", number] = url
         if worker.advertise is not None:
             urls["worker", index, "advertise"] = worker.advertise
+    for key in ("upstreams", "controllers"):
+        for number, url in enumerate(getattr(tables.fastchat, key)):
+            urls["fastchat", key, number] = url
+    if tables.fastchat.advertise is not None:
+        urls["fastchat", "advertise"] = tables.fastchat.advertise
     for path, url in urls.items():
         if not _has_host_and_port(url):
             yield path, "expected a URL of the form http://host:port, with a port from 1 to 65535."
+
+
+def _networks(tables: Tables) -> _Problems:
+    for number, network in enumerate(tables.fastchat.networks):
+        try:
+            ip_network(network)
+        except ValueError as error:
+            yield ("fastchat", "networks", number), f"{error}."
 
 
 def _has_host_and_port(url: str) -> bool:
