@@ -21,7 +21,7 @@ FLOORS = {
     "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "stepping", "checkpoint", "engines"},
     # The conformance kit drives engines through a real worker and dispatcher, so it stands on their floor; it is no
     # part of the product, and nothing imports it.
-    "roles": {"worker", "controller", "watchdog", "testing"},
+    "roles": {"worker", "controller", "fastchat", "watchdog", "testing"},
     "HTTP": {"routes"},
     "assembly": {
         "app",
@@ -39,7 +39,7 @@ FLOORS = {
 }
 HTTP_LIBRARIES = {"litestar", "uvicorn", "starlette", "httptools"}
 NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request", "http.client"}
-NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat"}
+NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat", "fastchat.client"}
 SOCKET_PAIRS = {"worker.process"}
 """It reaches nobody but its own child."""
 ENGINE_LIBRARIES = {"torch", "transformers", "vllm", "sglang", "mlx", "mlx_lm", "accelerate", "safetensors"}

@@ -12,12 +12,12 @@ from msgspec import Struct, inspect
 
 from fastchat_serve.config import Limits
 from fastchat_serve.errors import InvalidRequest
-from fastchat_serve.protocol import cluster, openai
+from fastchat_serve.protocol import cluster, fastchat, openai
 from fastchat_serve.routes.exchange import decode
 from tests.hostile.corpus.fields import REQUESTS, slots
 from tests.protocol.values import ANY_JSON, damaged, json_of, structs_of
 
-STRUCTS = structs_of(openai) | structs_of(cluster)
+STRUCTS = structs_of(openai) | structs_of(cluster) | structs_of(fastchat)
 every_struct = pytest.mark.parametrize("kind", STRUCTS.values(), ids=STRUCTS.keys())
 thoroughly = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -43,6 +43,8 @@ def json_of(kind: inspect.Type) -> st.SearchStrategy[Any]:
             inspect.VarTupleType(item_type=item, min_length=least) | inspect.ListType(item_type=item, min_length=least)
         ):
             return st.lists(json_of(item), min_size=least or 0, max_size=(least or 0) + 3)
+        case inspect.TupleType(item_types=items):
+            return st.tuples(*map(json_of, items)).map(list)
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(json_of(key).map(str), json_of(value), max_size=3)
         case inspect.IntType(ge=least, le=most):
@@ -55,8 +57,8 @@ def json_of(kind: inspect.Type) -> st.SearchStrategy[Any]:
 
 def _plain(kind: inspect.Type) -> st.SearchStrategy[Any]:
     match kind:
-        case inspect.StrType():
-            return TEXT
+        case inspect.StrType(min_length=least):
+            return TEXT if least is None else TEXT.map(lambda text: text or "x" * least)
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
