@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -13,10 +14,12 @@ from fastchat_serve.app import Application
 from fastchat_serve.configfile.load import load_config
 from fastchat_serve.connection import ConnectionLimits
 from fastchat_serve.plugins import Plugins
+from fastchat_serve.quiet import QuietProcess, is_quiet
 from fastchat_serve.server import HttpServer, bind
 from fastchat_serve.worker import restarts
 
-Serving = Callable[..., AbstractAsyncContextManager[HttpServer]]
+Serving = Callable[..., AbstractAsyncContextManager[Any]]
+"""Of an `HttpServer`, or of a `QuietProcess` where the config has nobody listen."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +40,18 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
 
     @asynccontextmanager
     async def serving(
-        toml: str, plugins: Plugins | None = None, limits: ConnectionLimits | None = None
-    ) -> AsyncIterator[HttpServer]:
-        def build() -> HttpServer:
+        toml: str, plugins: Plugins | None = None, limits: ConnectionLimits | None = None, port: int = 0
+    ) -> AsyncIterator[HttpServer | QuietProcess]:
+        def build() -> HttpServer | QuietProcess:
             path = tmp_path_factory.mktemp("config") / "config.toml"
             path.write_text(toml)
-            config = load_config(path, overrides=["server.port=0"], environ={})
-            return HttpServer(Application(config, plugins), bind(config.server), limits)
+            config = load_config(path, overrides=[f"server.port={port}"], environ={})
+            application = Application(config, plugins)
+            return (
+                QuietProcess(application)
+                if is_quiet(application)
+                else HttpServer(application, bind(config.server), limits)
+            )
 
         server = await anyio.to_thread.run_sync(build)
         async with anyio.create_task_group() as tasks:

@@ -114,12 +114,12 @@ async def test_an_engine_that_is_open_and_does_not_say_what_it_is_is_refused(rea
     assert raised.group_contains(StartupError, match=r"could not start.*info")
 
 
-def test_roles_that_are_not_all_here_are_refused(read):
+def test_other_servers_get_no_roles_that_are_split(read):
     toml = ECHO.replace("[controller]", '[cluster]\ntoken = "t"').replace(
         "[api]", '[api]\ncontrollers = ["http://10.0.0.1:80"]'
     )
-    with pytest.raises(StartupError):
-        Application(read(toml + 'controllers = ["http://10.0.0.1:80"]\n'))
+    with pytest.raises(StartupError, match="ASGI"):
+        create_app(read(toml + 'controllers = ["http://10.0.0.1:80"]\n'))
 
 
 def test_building_an_application_opens_nothing(read):

@@ -26,6 +26,9 @@ FLOORS = {
     "assembly": {
         "app",
         "child",
+        "cluster",
+        "quiet",
+        "tls",
         "making",
         "server",
         "connection",
@@ -39,7 +42,7 @@ FLOORS = {
 }
 HTTP_LIBRARIES = {"litestar", "uvicorn", "starlette", "httptools"}
 NETWORK_LIBRARIES = {"httpx", "socket", "aiohttp", "requests", "urllib.request", "http.client"}
-NETWORK_FILES = {"worker.link", "worker.remote", "worker.heartbeat", "fastchat.client"}
+NETWORK_FILES = {"worker.link", "worker.dial", "fastchat.client"}
 SOCKET_PAIRS = {"worker.process"}
 """It reaches nobody but its own child."""
 ENGINE_LIBRARIES = {"torch", "transformers", "vllm", "sglang", "mlx", "mlx_lm", "accelerate", "safetensors"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -43,13 +44,19 @@ from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
 from fastchat_serve.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from fastchat_serve.cluster import ClusterLinks
+
 __all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
 
+LAST_WORDS_S = 1.0
+"""For what is on its way to other processes when links end."""
+
 
 class Application:
-    """One process: workers, controller and API, and the Litestar app in front of them.
+    """One process with the roles that its config has tables for, and the Litestar app in front of them.
 
     Everything that can be wrong with a config is found here, before anything is opened.
 
@@ -61,13 +68,13 @@ class Application:
         asgi: The Litestar app. Its lifespan opens and closes the workers.
         hot: Those of its routes that our own server can call directly, by path.
         door: Lets requests in; the app's guard.
+        links: To the other processes of its cluster, once it is served; None: it has no part in one.
 
     Raises:
-        StartupError: The config names what is not there, or asks for what is not built yet.
+        StartupError: The config names what is not there.
     """
 
     def __init__(self, config: Config, plugins: Plugins | None = None, progress: Progress | None = None) -> None:
-        _require_one_process(config)
         self.config = config
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
@@ -87,7 +94,9 @@ class Application:
         )
         cors = _cors(config.server.cors_origins)
         self.door = Door(_keys(config), _hosts(config), cors)
-        self.hot = {route.path.encode(): route for route in (chat_route(service), completions_route(service))}
+        hot = (chat_route(service), completions_route(service)) if config.api is not None else ()
+        self.hot = {route.path.encode(): route for route in hot}
+        self.links = self._links()
         self.asgi = self._litestar(service, cors)
 
     async def drain(self, grace_s: float) -> bool:
@@ -108,11 +117,60 @@ class Application:
         """Take no new work, and say so at ``/ready``, from now on."""
         for worker in self.workers:
             worker.refuse()
+        if self.links is not None:
+            self.door.closed = True
+            self.links.leave()
 
     def expel(self) -> None:
         """End everything under way with an error that says why."""
         for worker in self.workers:
-            worker.expel(Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0))
+            worker.expel(_leaving())
+        if self.links is not None:
+            self.links.expel(_leaving())
+
+    @asynccontextmanager
+    async def linked(self) -> AsyncIterator[Callable[[str, int], None]]:
+        """Call what this yields, with the address of the server's socket, once that listens: links are kept until left.
+
+        Whatever is still to be said on them is said then.
+        """
+        links = self.links
+        if links is None:
+            yield lambda host, port: None
+            return
+        async with anyio.create_task_group() as tasks:
+
+            def start(host: str, port: int) -> None:
+                links.listening(host, port)
+                tasks.start_soon(links.run)
+
+            try:
+                yield start
+            finally:
+                with anyio.move_on_after(LAST_WORDS_S, shield=True):
+                    await links.close()
+                tasks.cancel_scope.cancel()
+
+    def _links(self) -> ClusterLinks | None:
+        if not takes_part(self.config):
+            return None
+        from fastchat_serve.cluster import ClusterLinks  # most servers start without it, and sooner
+
+        workers = {worker.id: worker for worker in self.workers}
+        return ClusterLinks(self.config, self.registry, workers, _token(self.config))
+
+    @property
+    def _complaint(self) -> str:
+        """Why this process should get no requests now; empty if it may. What is true of its models is said besides."""
+        if self.door.closed:
+            return "The server is shutting down."
+        return self.watchdog.complaint
+
+    @property
+    def _ready(self) -> bool:
+        """Those of its models that are served here are; a controller has none of its own."""
+        serves = self.config.api is not None or self.workers
+        return not self._complaint and (self.registry.ready if serves else True)
 
     def _policy(self) -> Policy:
         name = self.config.controller.policy if self.config.controller is not None else "shortest_queue"
@@ -126,10 +184,9 @@ class Application:
         return _Litestar(
             route_handlers=[
                 *(route.handler() for route in self.hot.values()),
-                embeddings_route(service),
-                *model_handlers(self.registry),
+                *((embeddings_route(service), *model_handlers(self.registry)) if self.config.api is not None else ()),
                 *cluster_handlers(self.registry),
-                *health_handlers(self.registry, self.watchdog),
+                *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
                 self.metrics.handler(),
                 schema_handler(),
             ],
@@ -197,20 +254,36 @@ class _Started(TaskStatus[None]):
 
 
 def create_app(config: Config) -> Litestar:
-    """The ASGI app of `config`, for other servers than ours. Raises `StartupError`."""
+    """The ASGI app of `config`, for other servers than ours. Raises `StartupError`.
+
+    It has to have all roles: links between processes need our own server.
+    """
+    if config.controller is None or config.api is None:
+        raise StartupError(
+            "Only fastchat-serve itself serves roles that are split: ASGI has no links between processes."
+        )
     return Application(config).asgi
 
 
-def _require_one_process(config: Config) -> None:
-    if config.controller is None or config.api is None or not config.worker:
-        raise StartupError(
-            "Roles in several processes are not built yet: "
-            "this version needs [controller], [api] and [[worker]] in one file."
-        )
+def takes_part(config: Config) -> bool:
+    """Whether this process has, or may have, links to others."""
+    elsewhere = any(worker.controllers for worker in config.worker) or (config.api and config.api.controllers)
+    return config.cluster.token is not None or bool(elsewhere) or config.controller is None or config.api is None
+
+
+def _leaving() -> Unavailable:
+    return Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
 
 
 def _keys(config: Config) -> Keys:
-    return Keys(key.reveal() for key in (config.api.keys if config.api is not None else ()))
+    """Of clients; a process without an API has but one kind of client, operators."""
+    return Keys(key.reveal() for key in config.api.keys) if config.api is not None else _token(config)
+
+
+def _token(config: Config) -> Keys:
+    """Of the other processes of the cluster."""
+    token = config.cluster.token
+    return Keys(() if token is None else (token.reveal(),))
 
 
 def _hosts(config: Config) -> Hosts | None:

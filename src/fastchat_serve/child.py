@@ -100,6 +100,9 @@ class Child:
 
     # ------------------------------------------------------------------------------------ the link's
 
+    def opened(self) -> None:
+        """The parent speaks first."""
+
     def receive(self, messages: Sequence[FromCaller]) -> None:
         for message in messages:
             if isinstance(message, Open):

@@ -96,6 +96,10 @@ class Server(_Table, frozen=True, kw_only=True):
     """`Host` headers to answer, compared exactly; "*": all. Empty: loopback names, or all beyond loopback."""
     cors_origins: tuple[Origin, ...] = ()
     """Web origins whose pages may call the API. Empty: none but the server's own."""
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain of this process. With it, it is https. Relative to the config file."""
+    tls_key: Path | None = None
+    """PEM file with the private key of that certificate, without a password."""
 
 
 class Controller(_Table, frozen=True, kw_only=True):
@@ -115,6 +119,8 @@ class Api(_Table, frozen=True, kw_only=True):
     """A file with more keys, one a line; " #" begins a comment. Relative to the config file."""
     controllers: tuple[Url, ...] = ()
     """Where the controllers are. Needed when no [controller] is here."""
+    advertise: Url | None = None
+    """The address at which workers that dial out reach this process. Default: what its controller sees, and `port`."""
 
 
 class Cluster(_Table, frozen=True, kw_only=True):
@@ -122,6 +128,9 @@ class Cluster(_Table, frozen=True, kw_only=True):
 
     token: Secret | None = None
     """Proves that a peer belongs to this cluster. Needed once roles run in several processes."""
+    tls_ca: Path | None = None
+    """PEM file with the authorities that peers' certificates are checked by. With it, and `server.tls_certificate`,
+    peers have to show a certificate as well when they dial (mutual TLS). Default: the system's, and none is asked."""
 
 
 class Limits(_Table, frozen=True, kw_only=True):
@@ -185,7 +194,10 @@ class Worker(_Table, frozen=True, kw_only=True):
     controllers: tuple[Url, ...] = ()
     """Where to register. Needed when no [controller] is here."""
     advertise: Url | None = None
-    """The address at which peers reach this worker. Default: derived from the bound socket."""
+    """The address at which peers reach this worker. Default: derived from the bound socket. Proved by a call back."""
+    reach: Literal["in", "out"] = "in"
+    """Who opens links: "in", others dial this process; "out", it dials them, and nothing has to be open here: for
+    workers behind NAT or a firewall. The workers of one process agree on this, on `controllers` and `advertise`."""
     placement: Literal["loop", "process"] = "loop"
     """Where the engine runs: in this process's event loop, or in a process of its own, which may crash or keep the
     interpreter busy without hurting anybody else, and is started anew."""

@@ -17,27 +17,30 @@ import logging
 import math
 import urllib.parse
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, cast
 
 import httptools
 import uvicorn
 from litestar.types import ASGIApp, HTTPScope
 from msgspec import Struct
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from fastchat_serve.cycle import AppCycle, Cycle, Head, HotCycle
 from fastchat_serve.errors import InvalidRequest, ServeError
 from fastchat_serve.routes.door import Door
 from fastchat_serve.routes.errors import UNEXPECTED, error_body
-from fastchat_serve.routes.exchange import Header, new_request_id
+from fastchat_serve.routes.exchange import Header, header, new_request_id
 from fastchat_serve.routes.hot import End, HotRoute
 
-__all__ = ["Connection", "ConnectionLimits"]
+__all__ = ["Connection", "ConnectionLimits", "TakeOver"]
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("fastchat_serve.access")
+
+TakeOver = Callable[[Iterable[Header], asyncio.Transport], asyncio.Protocol]
+"""From the headers of a request to the protocol that its connection is to go on with."""
 
 _LOGGED_PATH_BYTES = 200
 _CLIENT_LEFT = 499
@@ -71,6 +74,7 @@ class Connection(asyncio.Protocol):
         limits: What it may cost.
         hot: Hot routes by their path; all else goes to the application.
         door: Lets requests in to hot routes.
+        links: What takes a connection over that is to be a link of the cluster, by path; may raise `ServeError`.
     """
 
     def __init__(
@@ -83,9 +87,10 @@ class Connection(asyncio.Protocol):
         limits: ConnectionLimits,
         hot: Mapping[bytes, HotRoute],
         door: Door,
+        links: Mapping[bytes, TakeOver],
     ) -> None:
         self._app, self._access_log = cast(ASGIApp, config.loaded_app), config.access_log
-        self._hot, self._door = hot, door
+        self._hot, self._door, self._links = hot, door, links
         self.client: tuple[str, int] | None = None
         self._state, self._loop, self._limits = server_state, _loop or asyncio.get_running_loop(), limits
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # from `connection_made`
@@ -109,6 +114,7 @@ class Connection(asyncio.Protocol):
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes
         self.transport = transport
         self._server, self.client = get_local_addr(transport), get_remote_addr(transport)
+        self._scheme = "https" if is_ssl(transport) else "http"
         self._read_by = self._loop.time() + self._limits.head_s
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -137,14 +143,18 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: memoryview) -> None:
         """Have the parser call the methods below.
 
-        It stops after a head that offers to change the protocol, as Java's clients do to begin with. A server may
-        ignore that (RFC 9110, section 7.8): another parser reads the head without the offer, and goes on.
+        It stops after a head that offers to change the protocol. Other processes of the cluster are taken at their
+        word. Else, as Java's clients do it to begin with, the offer may be ignored (RFC 9110, section 7.8): another
+        parser reads the head without it, and goes on.
         """
         while data:
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 data = data[offer.args[0] :]
+                if (take_over := self._links.get(self._url)) is not None:
+                    self._become_link(take_over, bytes(data))
+                    return
                 version = self._parser.get_http_version().encode()
                 lines = [b"%s %s HTTP/%s" % (self._parser.get_method(), self._url, version)]
                 lines += [name + b": " + value for name, value in self._headers if name != b"upgrade"]
@@ -152,6 +162,26 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
             else:
                 return
+
+    def _become_link(self, take_over: TakeOver, rest: bytes) -> None:
+        """Leave HTTP, and the server's care. `rest` is what has come since."""
+        self._in_head = False
+        try:
+            if self._cycles:
+                raise InvalidRequest("A connection with requests under way cannot become a link.")
+            link = take_over(self._headers, self.transport)
+        except ServeError as error:
+            self._refuse(error)
+            return
+        self._deaf = True
+        self._state.connections.discard(self)
+        offered = header(self._headers, b"upgrade")
+        head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: " + offered
+        self.transport.write(head + b"\r\n\r\n")
+        self.transport.set_protocol(link)
+        link.connection_made(self.transport)
+        if rest:
+            link.data_received(rest)
 
     def eof_received(self) -> None:
         """Close: who has nothing more to send is taken to have left."""
@@ -297,7 +327,7 @@ class Connection(asyncio.Protocol):
                 "asgi": {"version": "3.0", "spec_version": "2.3"},
                 "http_version": "1.0" if head.http_1_0 else "1.1",
                 "method": head.method,
-                "scheme": "http",
+                "scheme": self._scheme,
                 "path": urllib.parse.unquote(path) if "%" in path else path,
                 "raw_path": raw_path,
                 "query_string": url.query or b"",

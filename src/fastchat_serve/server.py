@@ -26,8 +26,10 @@ from anyio.abc import TaskStatus
 from fastchat_serve.app import Application
 from fastchat_serve.config import Server
 from fastchat_serve.connection import Connection, ConnectionLimits
-from fastchat_serve.descriptors import raise_limit, room
+from fastchat_serve.descriptors import room
 from fastchat_serve.errors import StartupError
+from fastchat_serve.quiet import QuietProcess
+from fastchat_serve.tls import serving_context
 
 __all__ = ["HttpServer", "bind", "serve"]
 
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 UNSENT_BYTES = 64 * 1024
 """What the kernel keeps of a stream that its client does not read. By itself it would keep megabytes, unseen by us.
 What is on its way to a client that reads does not count."""
+
+DRAIN_LOOK_S = 0.02
+"""How often it is looked whether a drain is done."""
 
 LAST_WORDS_S = 1
 """For errors on their way to clients when the server stops at once."""
@@ -87,6 +92,8 @@ class HttpServer:
     def __init__(self, application: Application, bound: socket.socket, limits: ConnectionLimits | None = None) -> None:
         self.application, self._bound = application, bound
         config = application.config.server
+        tls = serving_context(application.config)
+        self._scheme = "http" if tls is None else "https"
         self._drain_s = config.drain_s
         self._limits = limits or ConnectionLimits()
         self._uvicorn = _Uvicorn(
@@ -100,6 +107,7 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,  # peers are who the socket says they are
                 backlog=room().backlog,
+                ssl_context_factory=None if tls is None else lambda config, default: tls,
             ),
             bound,
         )
@@ -107,12 +115,18 @@ class HttpServer:
     def _connection(self, **made_by_uvicorn: Any) -> Connection:
         self._uvicorn.count_arrival()
         application = self.application
-        return Connection(**made_by_uvicorn, limits=self._limits, hot=application.hot, door=application.door)
+        return Connection(
+            **made_by_uvicorn,
+            limits=self._limits,
+            hot=application.hot,
+            door=application.door,
+            links=application.links.paths if application.links is not None else {},
+        )
 
     @property
     def url(self) -> str:
         host, port = self._bound.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
 
     @property
     def started(self) -> bool:
@@ -136,9 +150,15 @@ class HttpServer:
         Raises:
             StartupError: An engine could not be loaded, or another server took the port meanwhile.
         """
-        self._uvicorn.on_started = task_status.started
         with self._bound:
-            async with self.application.asgi.lifespan():
+            async with self.application.asgi.lifespan(), self.application.linked() as start_links:
+
+                def started() -> None:
+                    host, port = self._bound.getsockname()[:2]
+                    start_links(host, port)
+                    task_status.started()
+
+                self._uvicorn.on_started = started
                 try:
                     await self._uvicorn.serve(sockets=[self._bound])
                 finally:
@@ -150,7 +170,13 @@ class HttpServer:
         Within the same time clients can read what they have not read yet.
         """
         until = anyio.current_time() + self._drain_s
-        if not await self.application.drain(self._drain_s):
+        done = await self.application.drain(self._drain_s)
+        while done and self.application.links is not None and self.open_requests:  # whose workers are elsewhere
+            await anyio.sleep(DRAIN_LOOK_S)
+            if anyio.current_time() >= until:
+                self.application.expel()
+                done = False
+        if not done:
             logger.warning("Work that was not done within %g s was cut off.", self._drain_s)
         if self._uvicorn.should_exit:
             return  # `stop` was called meanwhile
@@ -166,14 +192,13 @@ class HttpServer:
         self._uvicorn.should_exit = True
 
 
-async def serve(application: Application, bound: socket.socket, on_ready: Callable[[], object]) -> None:
+async def serve(server: HttpServer | QuietProcess, on_ready: Callable[[], object]) -> None:
     """Serve until a signal says to stop; `on_ready` is called once all engines are loaded.
 
     Raises:
         StartupError: An engine could not be loaded.
     """
-    raise_limit()
-    server = HttpServer(application, bound)
+    application = server.application
     async with anyio.create_task_group() as listening:
         await listening.start(_obey_signals, server, listening.cancel_scope)
         async with anyio.create_task_group() as running:
@@ -181,7 +206,8 @@ async def serve(application: Application, bound: socket.socket, on_ready: Callab
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again and again
             on_ready()
-            logger.info("Serving %s at %s", ", ".join(application.registry.models), server.url)
+            served = ", ".join(name for worker in application.workers for name in worker.names)
+            logger.info("Serving %s at %s", served or "what other processes have", server.url)
         listening.cancel_scope.cancel()
     logger.info("Stopped.")
 
@@ -252,7 +278,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def _obey_signals(
-    server: HttpServer, everything: anyio.CancelScope, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
+    server: HttpServer | QuietProcess,
+    everything: anyio.CancelScope,
+    *,
+    task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
 ) -> None:
     heard_at: list[float] = []
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

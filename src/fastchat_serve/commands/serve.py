@@ -11,9 +11,11 @@ import anyio
 
 from fastchat_serve.app import Application
 from fastchat_serve.commands.configured import config_from, first_failure, loading_progress
+from fastchat_serve.descriptors import raise_limit
 from fastchat_serve.errors import StartupError
 from fastchat_serve.logs import logging_to
-from fastchat_serve.server import bind, serve
+from fastchat_serve.quiet import QuietProcess, is_quiet
+from fastchat_serve.server import HttpServer, bind, serve
 
 __all__ = ["run"]
 
@@ -24,10 +26,11 @@ def run(args: argparse.Namespace) -> int:
     with logging_to(_standard_error(), config.server.log_level) as log, ExitStack() as until_ready:
         application = Application(config, progress=until_ready.enter_context(loading_progress()))
         application.metrics.lost_log_lines = lambda: log.lost
-        bound = bind(config.server)
+        raise_limit()
+        server = QuietProcess(application) if is_quiet(application) else HttpServer(application, bind(config.server))
         options = {"use_uvloop": sys.platform != "win32"}
         try:
-            anyio.run(serve, application, bound, until_ready.close, backend_options=options)
+            anyio.run(serve, server, until_ready.close, backend_options=options)
         except* StartupError as group:
             raise first_failure(group) from None
     return 0

@@ -19,7 +19,8 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 def broken_rules(tables: Tables, places: Places) -> Iterator[ConfigError]:
     """Everything in `tables` that does not hold together."""
-    problems = [*_roles(tables), *_secrets(tables), *_names(tables), *_urls(tables), *_networks(tables)]
+    parts = (_roles, _node, _tls, _secrets, _names, _urls, _networks)
+    problems = [problem for part in parts for problem in part(tables)]
     for path, problem in problems or _exposure(tables):  # what is exposed depends on the rest being right
         yield places.error(path, problem)
 
@@ -56,6 +57,42 @@ def _roles(tables: Tables) -> _Problems:
     for index, worker in enumerate(tables.worker):
         if not worker.controllers:
             yield ("worker", index, "controllers"), f"this worker has no controller to register with. {hint}"
+
+
+def _node(tables: Tables) -> _Problems:
+    """The workers of one process are called through the same links."""
+    for index, worker in enumerate(tables.worker):
+        first = tables.worker[0]
+        for key in ("controllers", "advertise", "reach"):
+            if getattr(worker, key) != getattr(first, key):
+                yield (
+                    ("worker", index, key),
+                    f"the workers of one process are called through the same links, so this has to be as in worker.0: "
+                    f"{_shown(getattr(first, key))}.",
+                )
+        if worker.reach == "out" and worker.advertise is not None:
+            yield ("worker", index, "advertise"), 'with reach = "out" nobody dials this worker. Remove one of the two.'
+        if worker.reach == "out" and not worker.controllers:
+            yield ("worker", index, "reach"), '"out" needs controllers to dial: set worker.controllers.'
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _tls(tables: Tables) -> _Problems:
+    server = tables.server
+    if server.tls_certificate is not None and server.tls_key is None:
+        yield ("server", "tls_key"), "missing: the private key of server.tls_certificate."
+    if server.tls_key is not None and server.tls_certificate is None:
+        yield ("server", "tls_certificate"), "missing: the certificate of server.tls_key."
+    for path, file in (
+        (("server", "tls_certificate"), server.tls_certificate),
+        (("server", "tls_key"), server.tls_key),
+        (("cluster", "tls_ca"), tables.cluster.tls_ca),
+    ):
+        if file is not None and not file.is_file():
+            yield path, f"no such file: {file}"
 
 
 def _is_split(tables: Tables) -> bool:
@@ -107,6 +144,8 @@ def _urls(tables: Tables) -> _Problems:
             urls["worker", index, "controllers", number] = url
         if worker.advertise is not None:
             urls["worker", index, "advertise"] = worker.advertise
+    if tables.api is not None and tables.api.advertise is not None:
+        urls["api", "advertise"] = tables.api.advertise
     for key in ("upstreams", "controllers"):
         for number, url in enumerate(getattr(tables.fastchat, key)):
             urls["fastchat", key, number] = url

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from fastchat_serve import errors
 from fastchat_serve.engine import (
@@ -32,7 +32,9 @@ from fastchat_serve.errors import EngineError, ServeError
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "VERSION",
     "Abort",
+    "Callers",
     "Delta",
     "Deltas",
     "Detokenize",
@@ -44,14 +46,20 @@ __all__ = [
     "FromCaller",
     "FromHost",
     "Generate",
+    "Gone",
     "Grant",
+    "Hello",
+    "Leaving",
     "LinkBroken",
     "Load",
+    "Message",
     "Open",
+    "Pace",
     "Piece",
     "Ping",
     "Progress",
     "Refuse",
+    "Rejected",
     "Statement",
     "Stop",
     "Text",
@@ -59,12 +67,16 @@ __all__ = [
     "Tokens",
     "Unopened",
     "Unsendable",
+    "Welcome",
     "WrittenDeltas",
     "frame",
     "frames",
     "readable",
     "written",
 ]
+
+VERSION: Final = 1
+"""Of these messages. Peers of another version are told so when they dial."""
 
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 """More than any request or batch of embeddings that is let in takes."""
@@ -82,8 +94,8 @@ class Unsendable(LinkBroken):
     """What was to be sent is too long, or could not be read at the other end."""
 
 
-class _Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
-    pass
+class Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """What all have in common."""
 
 
 class Fault(Struct, frozen=True, array_like=True):
@@ -111,14 +123,20 @@ class Fault(Struct, frozen=True, array_like=True):
         return error
 
 
-class Ping(_Message, frozen=True):
+class Ping(Message, frozen=True):
     """Said by either end that has had nothing to say for a while."""
+
+
+class Pace(Message, frozen=True):
+    """From now on both ends ping at this interval. Said by whoever calls: it knows how many links it has to watch."""
+
+    ping_s: Annotated[float, Meta(ge=0.01, le=60)]
 
 
 # ------------------------------------------------------------------------------------- the caller's
 
 
-class Open(_Message, frozen=True):
+class Open(Message, frozen=True):
     """To a child: the worker that it is to make. First of all, and once."""
 
     id: str
@@ -128,75 +146,138 @@ class Open(_Message, frozen=True):
     log_level: str
 
 
-class Generate(_Message, frozen=True):
+class Generate(Message, frozen=True):
     stream: int
     worker: str
     request: GenerateRequest
 
 
-class Embed(_Message, frozen=True):
+class Embed(Message, frozen=True):
     call: int
     worker: str
     request: EmbedRequest
 
 
-class Tokenize(_Message, frozen=True):
+class Tokenize(Message, frozen=True):
     call: int
     worker: str
     prompt: TextPrompt | ChatPrompt
 
 
-class Detokenize(_Message, frozen=True):
+class Detokenize(Message, frozen=True):
     call: int
     worker: str
     token_ids: tuple[int, ...]
 
 
-class Abort(_Message, frozen=True):
+class Abort(Message, frozen=True):
     """Nobody wants this stream or the result of this call any more. `Ended` follows as for any other."""
 
     number: int
 
 
-class Grant(_Message, frozen=True):
+class Grant(Message, frozen=True):
     """So many more bytes of this stream may come."""
 
     stream: int
     size: int
 
 
-class Refuse(_Message, frozen=True):
+class Refuse(Message, frozen=True):
     """To a child: take no new work."""
 
 
-class Stop(_Message, frozen=True):
+class Stop(Message, frozen=True):
     """To a child: end what is under way, close the engine, leave."""
 
 
-FromCaller = Ping | Open | Generate | Embed | Tokenize | Detokenize | Abort | Grant | Refuse | Stop
+class Welcome(Message, frozen=True):
+    """To a node that has dialled in: it is listed here."""
+
+    callers: tuple[str, ...] = ()
+    """Where a node has to dial that nobody can dial, besides here: URLs."""
+
+
+class Callers(Message, frozen=True):
+    """These have changed."""
+
+    urls: tuple[str, ...]
+
+
+class Rejected(Message, frozen=True):
+    """To a node that has dialled in: it is not listed, for a reason that its operator can mend."""
+
+    reason: str
+    again: bool = False
+    """It is listed already, over another link that is well; then there is nothing to mend."""
+
+
+FromCaller = (
+    Ping
+    | Pace
+    | Open
+    | Generate
+    | Embed
+    | Tokenize
+    | Detokenize
+    | Abort
+    | Grant
+    | Refuse
+    | Stop
+    | Welcome
+    | Callers
+    | Rejected
+)
 
 
 # --------------------------------------------------------------------------------------- the host's
 
 
-class Progress(_Message, frozen=True):
+class Hello(Message, frozen=True):
+    """Who hosts here. A node's first message, whoever has dialled."""
+
+    node: str
+    """Names one life of one process."""
+    incarnation: int
+    """Grows with every link that the node dials: of two by one node, the lower is a leftover."""
+    contract: int
+    """Of engines: `engine.CONTRACT`."""
+    version: str
+    """Of fastchat-serve."""
+    address: str = ""
+    """URL at which it says that it can be dialled; empty: at none."""
+
+
+class Leaving(Message, frozen=True):
+    """The node takes no new work, and will be gone once it has done what it has accepted."""
+
+
+class Gone(Message, frozen=True):
+    """The node has this worker no more."""
+
+    worker: str
+
+
+class Progress(Message, frozen=True):
     """How far a child is with loading; see `hookspecs.Progress`."""
 
     stage: str
     fraction: float | None
 
 
-class Unopened(_Message, frozen=True):
+class Unopened(Message, frozen=True):
     """The child's engine could not be opened; it is for the operator to read."""
 
     problem: str
 
 
-class Statement(_Message, frozen=True):
+class Statement(Message, frozen=True):
     """What a worker is. Sent at the beginning, and whenever any of it has changed."""
 
     worker: str
+    names: tuple[str, ...]
     adapters: tuple[str, ...]
+    speed: float
     state: str
     reason: str
     info: EngineInfo | None
@@ -209,7 +290,7 @@ class Statement(_Message, frozen=True):
     back_in_s: float
 
 
-class Load(_Message, frozen=True):
+class Load(Message, frozen=True):
     """How busy a worker is. Comes with the end of every stream, and whenever it has changed."""
 
     worker: str
@@ -226,48 +307,64 @@ class Delta(Struct, frozen=True, array_like=True, gc=False):
     token_ids: tuple[int, ...]
 
 
-class Deltas(_Message, frozen=True):
+class Deltas(Message, frozen=True):
     """Chunks that have nothing but text and ids: nearly all."""
 
     of: list[Delta]
 
 
-class WrittenDeltas(_Message, frozen=True, tag="Deltas"):
+class WrittenDeltas(Message, frozen=True, tag="Deltas"):
     """The same, as hosts send it."""
 
     of: list[Raw]
 
 
-class Piece(_Message, frozen=True):
+class Piece(Message, frozen=True):
     """A chunk with more to it."""
 
     stream: int
     chunk: Chunk
 
 
-class Ended(_Message, frozen=True):
+class Ended(Message, frozen=True):
     """Nothing of this stream or call is held any more, and nothing of it follows."""
 
     number: int
     fault: Fault | None = None
 
 
-class Embedded(_Message, frozen=True):
+class Embedded(Message, frozen=True):
     call: int
     embeddings: Embeddings
 
 
-class Tokens(_Message, frozen=True):
+class Tokens(Message, frozen=True):
     call: int
     token_ids: tuple[int, ...]
 
 
-class Text(_Message, frozen=True):
+class Text(Message, frozen=True):
     call: int
     text: str
 
 
-FromHost = Ping | Progress | Unopened | Statement | Load | Deltas | Piece | Ended | Embedded | Tokens | Text
+FromHost = (
+    Ping
+    | Pace
+    | Hello
+    | Leaving
+    | Gone
+    | Progress
+    | Unopened
+    | Statement
+    | Load
+    | Deltas
+    | Piece
+    | Ended
+    | Embedded
+    | Tokens
+    | Text
+)
 
 
 # -------------------------------------------------------------------------------------------- frames

@@ -15,6 +15,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.types import Scope
 
+from fastchat_serve.errors import Unavailable
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.routes.hosts import Hosts
@@ -40,18 +41,31 @@ class Door:
 
     def __init__(self, keys: Keys, hosts: Hosts | None = None, cors: CORSConfig | None = None) -> None:
         self._keys, self._hosts, self._cors = keys, hosts, cors
+        self.closed = False
+        """No work is taken any more. What is only read can still be read."""
 
-    def admit(self, headers: Iterable[Header], client: tuple[str, int] | None, *, public: bool = False) -> str:
+    def admit(
+        self,
+        headers: Iterable[Header],
+        client: tuple[str, int] | None,
+        *,
+        public: bool = False,
+        reads: bool = False,
+    ) -> str:
         """Let a request in, and say whose it is: `GenerateRequest.tenant`.
 
         Raises:
             Forbidden: It is for a server of another name.
             Unauthorized: It has no key, or one that is not known.
+            Unavailable: It is closed, and there is work to do for it.
         """
         if self._hosts is not None:
             self._hosts.require(header(headers, b"host"))
-        if self._keys and not public:
-            return self._keys.require(header(headers, b"authorization"))
+        whose = "" if public or not self._keys else self._keys.require(header(headers, b"authorization"))
+        if self.closed and not reads:
+            raise Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
+        if whose:
+            return whose
         return f"peer:{client[0]}" if client else ""
 
     def page_headers(self, headers: Iterable[Header]) -> tuple[Header, ...]:
@@ -72,7 +86,8 @@ class Door:
         async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
             scope = connection.scope
             public = bool(handler.opt.get("public"))
-            scope["state"][_TENANT] = self.admit(scope["headers"], scope["client"], public=public)
+            reads = scope.get("method") == "GET"
+            scope["state"][_TENANT] = self.admit(scope["headers"], scope["client"], public=public, reads=reads)
 
         return guard
 

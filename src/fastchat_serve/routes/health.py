@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
@@ -10,7 +12,6 @@ from fastchat_serve.controller.registry import Registry
 from fastchat_serve.routes.door import PUBLIC
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
-from fastchat_serve.watchdog import Watchdog
 
 __all__ = ["health_handlers"]
 
@@ -28,8 +29,14 @@ class Readiness(Struct, frozen=True, omit_defaults=True):
     """What is wrong besides."""
 
 
-def health_handlers(registry: Registry, watchdog: Watchdog) -> list[HTTPRouteHandler]:
-    """Both are open: they tell no secret, and whoever asks them has no key."""
+def health_handlers(
+    registry: Registry, is_ready: Callable[[], bool], complaint: Callable[[], str]
+) -> list[HTTPRouteHandler]:
+    """Both are open: they tell no secret, and whoever asks them has no key.
+
+    Args:
+        complaint: What is wrong besides the models; empty if nothing is.
+    """
 
     @get("/health", opt=PUBLIC | documented("Is the process alive?", "operators", Health), sync_to_thread=False)
     def health() -> Health:
@@ -40,7 +47,7 @@ def health_handlers(registry: Registry, watchdog: Watchdog) -> list[HTTPRouteHan
     @get("/ready", opt=PUBLIC | about_ready, sync_to_thread=False)
     def ready() -> IdentifiedResponse[Readiness]:
         models = {name: tuple(worker.state.value for worker in registry.serving(name)) for name in registry.models}
-        said = Readiness(registry.ready and not watchdog.complaint, models, watchdog.complaint)
+        said = Readiness(is_ready(), models, complaint())
         return IdentifiedResponse(said, status_code=200 if said.ready else 503)
 
     return [health, ready]

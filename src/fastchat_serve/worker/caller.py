@@ -140,6 +140,9 @@ class Caller:
 
     # --------------------------------------------------------------------------------- the link's side
 
+    def opened(self) -> None:
+        """The host speaks first."""
+
     def receive(self, messages: Sequence[FromHost]) -> None:
         fresh: list[_Incoming] = []  # those with text that is not passed on yet: one chunk for all that a read brings
         for message in messages:

@@ -32,6 +32,7 @@ from fastchat_serve.protocol.link import (
     FromCaller,
     FromHost,
     Generate,
+    Gone,
     Grant,
     LinkBroken,
     Load,
@@ -64,7 +65,7 @@ ANNOUNCE_S: Final = 0.1
 """How often it is looked for changes to announce. Ends of streams announce them at once."""
 
 IDLE_S: Final = 0.5
-"""The same while all workers are ready and nothing is under way here."""
+"""The same while all workers are ready and nothing is under way here; the link's pace if that is slower."""
 
 
 class Host:
@@ -90,7 +91,8 @@ class Host:
         """Announce changes until the link is gone."""
         while not self._gone.is_set():
             self.announce()
-            with anyio.move_on_after(ANNOUNCE_S if self._is_busy() else IDLE_S):
+            idle_s = max(IDLE_S, self.link.ping_s)
+            with anyio.move_on_after(ANNOUNCE_S if self._is_busy() else idle_s):
                 await self._gone.wait()
 
     def announce(self) -> None:
@@ -98,8 +100,16 @@ class Host:
 
         Raises `Unsendable` if a worker's engine says of itself what cannot be passed on.
         """
+        for gone in self._said.keys() - self._workers.keys():
+            del self._said[gone]
+            self.link.send(Gone(gone))
         for worker in self._workers.values():
             self._announce(worker)
+
+    @property
+    def busy(self) -> bool:
+        """Something that this link asked for is under way."""
+        return bool(self._streams or self._calls)
 
     def _announce(self, worker: Worker) -> None:
         statement, load = _statement(worker), self._load(worker)
@@ -112,9 +122,12 @@ class Host:
 
     def _is_busy(self) -> bool:
         states = {worker.state for worker in self._workers.values()}
-        return bool(self._streams or self._calls) or states != {WorkerState.READY}
+        return self.busy or states != {WorkerState.READY}
 
     # --------------------------------------------------------------------------------- the link's side
+
+    def opened(self) -> None:
+        """Whoever made the link calls `run`."""
 
     def receive(self, messages: Sequence[FromCaller]) -> None:
         for message in messages:
@@ -347,7 +360,9 @@ def _statement(worker: Worker) -> Statement:
     opened = worker.state in (WorkerState.READY, WorkerState.DRAINING)
     return Statement(
         worker.id,
+        worker.names,
         worker.adapters,
+        worker.speed,
         worker.state.value,
         worker.reason,
         worker.info if opened else None,

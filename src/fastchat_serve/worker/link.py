@@ -4,8 +4,8 @@ It is an asyncio protocol: whatever is sent within one turn of the event loop le
 read are handed over together. No task wakes for either. What the messages mean is for the ends: `host.py`
 has the workers, `remote.py` calls them.
 
-A link whose other end says nothing for `SILENCE_S`, not even `Ping`, is silent: the other process is frozen, or the way
-to it is cut. That is told, and so is its end; the owner decides what either means.
+A link whose other end says nothing for several pings' time is silent: the other process is frozen, or the way to it is
+cut. That is told, and so is its end; the owner decides what either means.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from msgspec import Raw
 
-from fastchat_serve.protocol.link import FrameReader, LinkBroken, Ping, WrittenDeltas, frames
+from fastchat_serve.protocol.link import FrameReader, LinkBroken, Pace, Ping, WrittenDeltas, frames
 
-__all__ = ["PING_S", "SILENCE_S", "Link", "LinkEnd"]
+__all__ = ["PING_S", "SILENCE", "Link", "LinkEnd"]
 
 logger = logging.getLogger(__name__)
 
 PING_S: Final = 0.4
-"""How often the other end hears of us, and how often silence is looked for."""
+"""How often the other end hears of us, and how often silence is looked for, unless the caller wants another pace."""
 
-SILENCE_S = 1.5
-"""Of the other end, after which it counts as frozen: within two seconds in all."""
+SILENCE: Final = 3.75
+"""Pings' time of silence, after which the other end counts as frozen: within two seconds in all."""
 
 
 S = TypeVar("S")
@@ -37,6 +37,9 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 class LinkEnd(Protocol[R_contra]):
     """Who uses a link. All are plain calls on the event loop's thread."""
+
+    def opened(self) -> None:
+        """The link can be used."""
 
     def receive(self, messages: Sequence[R_contra]) -> None:
         """What one read brought. May raise `LinkBroken`: then the link is closed."""
@@ -64,17 +67,35 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._reader = FrameReader(received)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._outbox: list[S | Raw | WrittenDeltas | Ping] = []
+        self._outbox: list[S | Raw | WrittenDeltas | Ping | Pace] = []
         self._deltas: list[Raw] | None = None
         """Of the last message in the outbox, if more can join it."""
         self._timer: asyncio.TimerHandle | None = None
+        self._ping_s = PING_S
         self._heard_at = self._spoke_at = self._loop.time()
         self._is_silent = False
-        self._reason = ""
+        self.reason = ""
+        """Why it ended, or is ending."""
+        self._gone = asyncio.Event()
 
     @property
     def open(self) -> bool:
-        return self._transport is not None and not self._reason
+        return self._transport is not None and not self.reason
+
+    @property
+    def ping_s(self) -> float:
+        """How often both ends ping now."""
+        return self._ping_s
+
+    @property
+    def local_host(self) -> str:
+        """The IP address that this end has on the way to the other; empty if that is no network."""
+        return _host_of(self._transport, "sockname")
+
+    @property
+    def peer_host(self) -> str:
+        """The other end's."""
+        return _host_of(self._transport, "peername")
 
     def send(self, message: S | Raw) -> None:
         """Have `message`, written already or not, leave within this turn of the loop. To a closed link nothing is sent.
@@ -91,12 +112,23 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._post(WrittenDeltas(self._deltas))
         self._deltas.append(delta)
 
+    async def wait_closed(self) -> None:
+        """Return when the link is gone."""
+        await self._gone.wait()
+
+    def pace(self, ping_s: float) -> None:
+        """Ping, and be pinged, at this interval from now on. For callers."""
+        if ping_s != self._ping_s and self.open:
+            self._post(Pace(ping_s))
+            self._deltas = None
+            self._set_pace(ping_s)
+
     def close(self, reason: str) -> None:
         """Send what is still to be sent, and end. `reason` is what this end is told."""
         if self.open:
             assert self._transport is not None
             self._flush()
-            self._reason = self._reason or reason
+            self.reason = self.reason or reason
             self._transport.close()
 
     def abort(self, reason: str) -> None:
@@ -109,8 +141,9 @@ class Link(asyncio.Protocol, Generic[S, R]):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
-        self._heard_at = self._spoke_at = self._loop.time()
-        self._timer = self._loop.call_later(PING_S, self._tick, self._loop.time() + PING_S)
+        self._set_pace(self._ping_s)
+        self._spoke_at = self._heard_at
+        self._end.opened()
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -118,8 +151,8 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._is_silent = False
             self._end.heard()
         try:
-            messages = [message for message in self._reader.feed(data) if type(message) is not Ping]
-            if messages and not self._reason:
+            messages = [message for message in self._reader.feed(data) if not self._is_ours(message)]
+            if messages and not self.reason:
                 self._end.receive(messages)
         except LinkBroken as error:
             self._break(error)
@@ -130,19 +163,35 @@ class Link(asyncio.Protocol, Generic[S, R]):
 
     # -------------------------------------------------------------------------------------------------
 
+    def _is_ours(self, message: R | Ping | Pace) -> bool:
+        if type(message) is Pace:
+            self._set_pace(message.ping_s)
+            self._post(Ping())
+            self._deltas = None
+            return True
+        return type(message) is Ping
+
+    def _set_pace(self, ping_s: float) -> None:
+        """Silence counts from now: the other end may not know of the new pace yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ping_s, self._heard_at = ping_s, self._loop.time()
+        self._timer = self._loop.call_later(ping_s, self._tick, self._heard_at + ping_s)
+
     def _lose(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
         self._outbox.clear()
-        self._reason = self._reason or reason
-        self._end.closed(self._reason)
+        self.reason = self.reason or reason
+        self._gone.set()
+        self._end.closed(self.reason)
 
     def _break(self, error: LinkBroken) -> None:
         logger.error("A link between two processes is given up: %s", error)
         self.abort(str(error))
 
-    def _post(self, message: S | Raw | WrittenDeltas | Ping) -> None:
+    def _post(self, message: S | Raw | WrittenDeltas | Ping | Pace) -> None:
         if not self.open:
             return
         if not self._outbox:
@@ -162,12 +211,21 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._break(error)
 
     def _tick(self, due: float) -> None:
-        now = self._loop.time()
-        if now - self._spoke_at >= PING_S:
+        now, ping_s = self._loop.time(), self._ping_s
+        # If this loop was held up, what came meanwhile has not been read yet: look at the next tick.
+        silent = now - due < ping_s and now - self._heard_at > SILENCE * ping_s
+        if silent and self.reason and self._transport is not None:
+            self._transport.abort()  # nobody reads the last words
+            return
+        if now - self._spoke_at >= ping_s:
             self._post(Ping())
             self._deltas = None
-        # If this loop was held up, what came meanwhile has not been read yet: look at the next tick.
-        if now - due < PING_S and now - self._heard_at > SILENCE_S and not self._is_silent:
+        if silent and not self._is_silent:
             self._is_silent = True
             self._end.silent()
-        self._timer = self._loop.call_later(PING_S, self._tick, now + PING_S)
+        self._timer = self._loop.call_later(ping_s, self._tick, now + ping_s)
+
+
+def _host_of(transport: asyncio.Transport | None, end: str) -> str:
+    address = None if transport is None else transport.get_extra_info(end)
+    return str(address[0]) if isinstance(address, tuple) else ""

@@ -1,0 +1,246 @@
+"""The workers of other processes, in the registry: they come with a link, and go a while after it.
+
+A link to a node may have been dialled by either side; whoever makes it lets the node in once it is known to be what it
+says (`admission.py`, `watch.py`). A node that is silent, or whose link has broken, is out of rotation at once, and is
+forgotten if it has not come back within its lease. Times are those of the event loop's clock, which is monotonic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.errors import ServeError
+from fastchat_serve.protocol.link import (
+    FromCaller,
+    FromHost,
+    Gone,
+    Hello,
+    Leaving,
+    LinkBroken,
+    Statement,
+)
+from fastchat_serve.worker.caller import Caller
+from fastchat_serve.worker.link import PING_S, Link
+from fastchat_serve.worker.remote import RemoteWorker
+
+__all__ = ["LEASE_S", "PINGS_PER_S", "Fleet", "NodeLink"]
+
+logger = logging.getLogger(__name__)
+
+LEASE_S: Final = 10.0
+"""How long a node that is not heard stays listed; meanwhile nobody is sent to it."""
+
+PINGS_PER_S: Final = 500
+"""Of all links that nothing is asked for: with more nodes each is pinged less often."""
+
+_LOOK_S: Final = 0.5
+
+
+class Fleet:
+    """See the module. ``await tasks.start(fleet.run)`` keeps the leases."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._links: dict[str, NodeLink] = {}
+        """Of nodes that were let in, the newest of each."""
+        self._hearing: dict[str, NodeLink] = {}
+        """By worker, through which link it was heard of last."""
+        self._pace_s = PING_S
+        self.on_left: list[Callable[[str], None]] = []
+        """Called with the id of every node that is forgotten."""
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Keep the leases until cancelled."""
+        task_status.started()
+        while True:
+            await anyio.sleep(_LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """Forget who has been silent for longer than its lease, and rest links that have nothing to do."""
+        now = asyncio.get_running_loop().time()
+        for link in list(self._links.values()):
+            if link.lost_at is not None and now - link.lost_at > LEASE_S:
+                logger.warning("Node %s is forgotten: it was not heard for %g s.", link.node, LEASE_S)
+                self._forget(link)
+            else:
+                link.rest(self._pace_s)
+
+    def get(self, node: str) -> NodeLink | None:
+        """The link to a node that was let in, alive or not."""
+        return self._links.get(node)
+
+    def admit(self, link: NodeLink) -> None:
+        """Let a node in: its workers are in the registry from now on."""
+        previous = self._links.get(link.node)
+        self._links[link.node] = link
+        self._set_pace()
+        link.admitted()
+        if previous is not None:
+            self._clear(previous)
+
+    @property
+    def links(self) -> tuple[Link[FromCaller, FromHost], ...]:
+        return tuple(link.link for link in self._links.values())
+
+    def expel(self, error: ServeError) -> None:
+        """End everything that is under way elsewhere with `error`."""
+        for link in self._links.values():
+            for worker in link.workers.values():
+                worker.expel(error)
+
+    # ------------------------------------------------------------------------------- the links' side
+
+    def list_worker(self, link: NodeLink, worker: RemoteWorker) -> None:
+        """It is there, or calls itself otherwise than before."""
+        self._hearing[worker.id] = link
+        self._registry.add(worker)
+
+    def unlist_worker(self, link: NodeLink, worker_id: str) -> None:
+        """Unless it is heard of through another link by now."""
+        if self._hearing.get(worker_id) is link:
+            del self._hearing[worker_id]
+            self._registry.remove(worker_id)
+
+    def lose(self, link: NodeLink) -> None:
+        """Its link is gone: whoever said before that it was leaving is not waited for."""
+        if link.leaving and self._links.get(link.node) is link:
+            self._forget(link)
+
+    def forget(self, node: str) -> None:
+        """Do not wait for it any more; unknown ones are passed over."""
+        if (link := self._links.get(node)) is not None:
+            self._forget(link)
+
+    def _forget(self, link: NodeLink) -> None:
+        del self._links[link.node]
+        self._clear(link)
+        for tell in self.on_left:
+            tell(link.node)
+
+    def _clear(self, link: NodeLink) -> None:
+        for worker_id in list(link.workers):
+            self.unlist_worker(link, worker_id)
+        link.link.abort("it is not wanted any more")
+
+    def _set_pace(self) -> None:
+        """In steps, so that not every newcomer changes it for all."""
+        wanted_s = max(PING_S, len(self._links) / PINGS_PER_S)
+        if not self._pace_s / 2 < wanted_s < self._pace_s * 2:
+            self._pace_s = wanted_s
+
+
+class NodeLink:
+    """A link to one node, from the end that calls. A `LinkEnd`; make the `Link` by `link`.
+
+    Args:
+        on_hello: Called with the node's own words about itself, the first that come.
+    """
+
+    def __init__(self, fleet: Fleet, on_hello: Callable[[NodeLink, Hello], None]) -> None:
+        self._fleet, self._on_hello = fleet, on_hello
+        self._caller = Caller(find=self._find, other=self._take)
+        self.link: Link[FromCaller, FromHost] = Link(list[FromHost], self)
+        self._caller.link = self.link
+        self.hello: Hello | None = None
+        self.workers: dict[str, RemoteWorker] = {}
+        self.is_admitted = self.leaving = False
+        self.lost_at: float | None = None
+        """Since when nothing is heard, on the loop's clock; None if all is well."""
+
+    @property
+    def node(self) -> str:
+        return "" if self.hello is None else self.hello.node
+
+    @property
+    def well(self) -> bool:
+        return self.lost_at is None and self.link.open
+
+    def admitted(self) -> None:
+        """For the fleet."""
+        self.is_admitted = True
+        for worker in self.workers.values():
+            self._fleet.list_worker(self, worker)
+
+    def rest(self, pace_s: float) -> None:
+        """Ping at this pace while nothing is under way here."""
+        if not self._caller.busy and self.well:
+            self.link.pace(pace_s)
+
+    def changed(self, worker: RemoteWorker) -> None:
+        if self.is_admitted:
+            self._fleet.list_worker(self, worker)
+
+    # --------------------------------------------------------------------------------- the link's side
+
+    def opened(self) -> None:
+        """The node speaks first."""
+
+    def receive(self, messages: Sequence[FromHost]) -> None:
+        if self.hello is None and not isinstance(messages[0], Hello):
+            raise LinkBroken("it does not say who it is")
+        self._caller.receive(messages)
+
+    def silent(self) -> None:
+        self.lost_at = asyncio.get_running_loop().time()
+        self._caller.silent()
+
+    def heard(self) -> None:
+        self.lost_at = None
+        self._caller.heard()
+
+    def closed(self, reason: str) -> None:
+        if self.lost_at is None:
+            self.lost_at = asyncio.get_running_loop().time()
+        self._caller.closed(reason)
+        if self.is_admitted:
+            self._fleet.lose(self)
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _find(self, said: Statement) -> RemoteWorker:
+        worker = self.workers[said.worker] = _NodesWorker(said, self)
+        worker.attach(self._caller)
+        return worker
+
+    def _take(self, message: FromHost) -> None:
+        match message:
+            case Hello() if self.hello is None:
+                self.hello = message
+                self._on_hello(self, message)
+            case Leaving():
+                self.leaving = True
+            case Gone(worker_id):
+                self._caller.forget(worker_id)
+                if self.workers.pop(worker_id, None) is not None:
+                    self._fleet.unlist_worker(self, worker_id)
+            case _:
+                raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
+
+
+class _NodesWorker(RemoteWorker):
+    """One worker of a node."""
+
+    def __init__(self, said: Statement, link: NodeLink) -> None:
+        super().__init__(said.worker, said.names, speed=said.speed)
+        self._node_link = link
+        self._listed_as: tuple[tuple[str, ...], ...] = ()
+
+    def stated(self, said: Statement) -> None:
+        super().stated(said)
+        self.names, self.speed = said.names, said.speed
+        if (listed_as := (self.names, self.adapters)) != self._listed_as:
+            self._listed_as = listed_as
+            self._node_link.changed(self)
+
+    def begun(self) -> None:
+        super().begun()
+        self._node_link.link.pace(PING_S)

@@ -1,0 +1,215 @@
+"""An API process's live copy of its controllers' tables, and the links to the nodes that they list.
+
+Dispatch is local: no controller is asked for a request. What is known stays known when a controller is gone; a node
+is called as long as the link to it is well, whatever any controller says of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskGroup, TaskStatus
+
+from fastchat_serve.controller.admission import PROOF_S, contract_problem
+from fastchat_serve.controller.fleet import Fleet, NodeLink
+from fastchat_serve.protocol.link import Hello, LinkBroken
+from fastchat_serve.protocol.watch import FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
+from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialError, dial
+from fastchat_serve.worker.heartbeat import Complaints, per_address
+from fastchat_serve.worker.link import Link
+
+__all__ = ["Watching"]
+
+logger = logging.getLogger(__name__)
+
+_GIVE_UP_S: Final = 5.0
+"""After so long a controller's silent link is given up, and it is dialled anew."""
+
+
+class Watching:
+    """See the module.
+
+    Args:
+        fleet: Where nodes are let in.
+        controllers: URLs.
+        introduction: What we are to say of ourselves.
+        credentials: For dialling.
+        ours: The id of this process, if it is a node itself: it does not call itself.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        controllers: Iterable[str],
+        introduction: Callable[[], Watch],
+        credentials: Credentials,
+        ours: str = "",
+    ) -> None:
+        self._fleet, self._controllers = fleet, tuple(controllers)
+        self._introduction, self._credentials, self._ours = introduction, credentials, ours
+        self._complaints = Complaints()
+        self._listings: dict[tuple[str, str], dict[str, NodeCard]] = {}
+        """By controller: its URL, and one address of its host."""
+        self._dialled: dict[str, anyio.Event] = {}
+        """By node: set when what is known of it has changed."""
+        self._tasks: TaskGroup | None = None
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Watch until cancelled."""
+        async with anyio.create_task_group() as self._tasks:
+            for url in self._controllers:
+                self._tasks.start_soon(per_address, url, self._keep, self._complaints)
+            task_status.started()
+            await anyio.sleep_forever()
+
+    def _keep(self, url: str, at: str) -> None:
+        if (url, at) not in self._listings:
+            assert self._tasks is not None
+            self._listings[url, at] = {}
+            self._tasks.start_soon(self._watch_for_ever, url, at)
+
+    async def _watch_for_ever(self, url: str, at: str) -> None:
+        backoff = Backoff()
+        while True:
+            watcher = _Watcher(self, (url, at), self._introduction)
+            try:
+                await dial(url, WATCH, lambda watcher=watcher: watcher.link, self._credentials, at=at)  # type: ignore[misc]
+            except DialError as error:
+                self._complaints.say(f"No controller at {url}", str(error))
+            else:
+                await watcher.link.wait_closed()
+                if watcher.listed:
+                    backoff.reset()
+                self._complaints.say(f"The controller at {url} is not heard any more", watcher.link.reason)
+            await anyio.sleep(backoff.wait_s())
+
+    # -------------------------------------------------------------------------------- of one controller
+
+    def listed(self, controller: tuple[str, str], cards: Iterable[NodeCard]) -> None:
+        """What it lists, and nothing else."""
+        self._complaints.forget(f"No controller at {controller[0]}")
+        before = self._listings[controller]
+        self._listings[controller] = {card.node: card for card in cards}
+        for node in before.keys() | self._listings[controller].keys():
+            self._look_at(node)
+
+    def joined(self, controller: tuple[str, str], card: NodeCard) -> None:
+        self._listings[controller][card.node] = card
+        self._look_at(card.node)
+
+    def left(self, controller: tuple[str, str], node: str) -> None:
+        self._listings[controller].pop(node, None)
+        self._look_at(node)
+
+    # ------------------------------------------------------------------------------------- of one node
+
+    def _look_at(self, node: str) -> None:
+        if node in self._dialled:
+            self._dialled[node].set()
+        elif self._wanted(node) is not None:
+            assert self._tasks is not None
+            self._dialled[node] = anyio.Event()
+            self._tasks.start_soon(self._call, node)
+
+    def _wanted(self, node: str) -> tuple[str, str | None] | None:
+        """Where a node is to be dialled: a URL, and one address of its host; None if it is not."""
+        if node == self._ours:
+            return None
+        for (url, at), cards in self._listings.items():
+            card = cards.get(node)
+            if card is not None and card.here:
+                return url, at
+            if card is not None and card.address:
+                return card.address, None
+        return None
+
+    async def _call(self, node: str) -> None:
+        """Keep a link to it as long as anybody lists it."""
+        backoff = Backoff()
+        try:
+            while (where := self._wanted(node)) is not None:
+                self._dialled[node] = anyio.Event()
+                link = self._fleet.get(node)
+                if link is None or not link.link.open:
+                    link = await self._dial(node, *where)
+                if link is not None:
+                    await link.link.wait_closed()
+                    backoff.reset()
+                    self._complaints.forget(node)
+                with anyio.move_on_after(backoff.wait_s()):
+                    await self._dialled[node].wait()
+        finally:
+            del self._dialled[node]
+
+    async def _dial(self, node: str, url: str, at: str | None) -> NodeLink | None:
+        """A link to `node`, which was let in; None if there is none."""
+        answered = anyio.Event()
+
+        def hear(link: NodeLink, hello: Hello) -> None:
+            answered.set()
+
+        link = NodeLink(self._fleet, hear)
+        try:
+            await dial(url, CALL, lambda: link.link, self._credentials, at=at)
+        except DialError as error:
+            self._complaints.say(f"Node {node}", str(error))
+            return None
+        with anyio.move_on_after(PROOF_S):
+            await answered.wait()
+        problem = _problem(node, url, link.hello)
+        if problem:
+            self._complaints.say(f"Node {node}", problem)
+            link.link.abort(problem)
+            return None
+        self._fleet.admit(link)
+        return link
+
+
+def _problem(node: str, url: str, hello: Hello | None) -> str:
+    if hello is None:
+        return f"nobody at {url} says who it is"
+    if hello.node != node:
+        return f"at {url} answers another process than the one that was listed; the controller will hear of it"
+    return contract_problem(hello)
+
+
+class _Watcher:
+    """The link to one controller. A `LinkEnd`."""
+
+    def __init__(self, watching: Watching, controller: tuple[str, str], introduction: Callable[[], Watch]) -> None:
+        self._watching, self._controller, self._introduction = watching, controller, introduction
+        self.link: Link[FromWatcher, FromController] = Link(list[FromController], self)
+        self.listed = False
+        self._give_up: asyncio.TimerHandle | None = None
+
+    def opened(self) -> None:
+        self.link.send(self._introduction())
+
+    def receive(self, messages: Sequence[FromController]) -> None:
+        for message in messages:
+            match message:
+                case Listing(nodes):
+                    self.listed = True
+                    self._watching.listed(self._controller, nodes)
+                case Joined(card):
+                    self._watching.joined(self._controller, card)
+                case Left(node):
+                    self._watching.left(self._controller, node)
+                case _:
+                    raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
+
+    def silent(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._give_up = loop.call_later(_GIVE_UP_S, self.link.abort, "it is silent")
+
+    def heard(self) -> None:
+        if self._give_up is not None:
+            self._give_up.cancel()
+
+    def closed(self, reason: str) -> None:
+        self.heard()

@@ -1,0 +1,185 @@
+"""Keep a process with workers known where it is wanted: at all controllers, whatever happens to either side.
+
+The links to controllers are dialled here, and again for ever when they break, so the order in which processes start
+does not matter. Over such a link goes all that is to know of the workers, and requests, too. A name that stands for
+several addresses is taken for as many controllers. A worker with ``reach = "out"`` is at no address: then the
+controllers say who else wants to call, and they are dialled likewise.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskGroup, TaskStatus
+
+from fastchat_serve.protocol.link import Callers, Rejected, Welcome
+from fastchat_serve.worker.dial import NODE, Backoff, Credentials, DialError, dial, resolve
+from fastchat_serve.worker.node import Node, Notice
+
+__all__ = ["RESOLVE_S", "Complaints", "Membership", "per_address"]
+
+logger = logging.getLogger(__name__)
+
+RESOLVE_S: Final = 10.0
+"""How often it is looked for new addresses of a name."""
+
+_AGAIN_S: Final = 60.0
+
+
+class Complaints:
+    """What goes wrong again and again is said at once, and then once a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[str, float]] = {}
+
+    def say(self, about: str, problem: str) -> None:
+        now = self._clock()
+        if self._said.get(about, ("", 0.0))[0] != problem or now - self._said[about][1] >= _AGAIN_S:
+            self._said[about] = problem, now
+            logger.warning("%s: %s", about, problem)
+
+    def forget(self, about: str) -> None:
+        """It went well."""
+        self._said.pop(about, None)
+
+
+async def per_address(url: str, keep: Callable[[str, str], object], complaints: Complaints) -> None:
+    """Call ``keep(url, address)`` for all addresses of the URL's host, and for those that are new, until cancelled."""
+    backoff = Backoff()
+    while True:
+        try:
+            for address in await resolve(url):
+                keep(url, address)
+        except DialError as error:  # those that are known are kept
+            complaints.say(f"Cannot find {url}", str(error))
+            await anyio.sleep(backoff.wait_s())
+        else:
+            backoff.reset()
+            await anyio.sleep(RESOLVE_S)
+
+
+class Membership:
+    """See the module.
+
+    Args:
+        node: What is called through the links.
+        controllers: URLs.
+        address: Where others can dial us, given our IP address on the way to them; empty for ``reach = "out"``.
+        credentials: For dialling.
+
+    Attributes:
+        listed: How many controllers list us now.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        controllers: Iterable[str],
+        address: Callable[[str], str],
+        credentials: Credentials,
+    ) -> None:
+        self._node, self._controllers = node, tuple(controllers)
+        self._address, self._credentials = address, credentials
+        self._complaints = Complaints()
+        self._kept: dict[tuple[str, str], anyio.CancelScope] = {}
+        self._callers: dict[str, frozenset[str]] = {}  # by who named them
+        self._tasks: TaskGroup | None = None
+        self.listed = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Dial until cancelled."""
+        async with anyio.create_task_group() as self._tasks:
+            for url in self._controllers:
+                self._tasks.start_soon(per_address, url, self._keep, self._complaints)
+            task_status.started()
+            await anyio.sleep_forever()
+
+    def _keep(self, url: str, address: str) -> None:
+        if (url, address) not in self._kept:
+            assert self._tasks is not None
+            scope = self._kept[url, address] = anyio.CancelScope()
+            self._tasks.start_soon(self._dial_for_ever, url, address, scope)
+
+    async def _dial_for_ever(self, url: str, at: str, scope: anyio.CancelScope) -> None:
+        backoff = Backoff()
+        with scope:
+            while not self._node.leaving:
+                link = _Joining(url, self)
+                try:
+                    await dial(
+                        url,
+                        NODE,
+                        lambda link=link: self._node.host(  # type: ignore[misc]
+                            address=self._address, on_notice=link.notice, on_closed=link.closed
+                        ),
+                        self._credentials,
+                        at=at or None,
+                    )
+                except DialError as error:
+                    self._complaints.say(f"Not listed at {url}", str(error))
+                else:
+                    await link.over.wait()
+                    if link.welcome:
+                        backoff.reset()
+                await anyio.sleep(backoff.wait_s())
+
+    # ---------------------------------------------------------------------------------- of one controller
+
+    def welcomed(self, url: str) -> None:
+        self.listed += 1
+        self._complaints.forget(f"Not listed at {url}")
+        logger.info("Listed at %s.", url)
+
+    def refused(self, url: str, reason: str) -> None:
+        self._complaints.say(f"Not listed at {url}", reason)
+
+    def lost(self, url: str, reason: str) -> None:
+        self.listed -= 1
+        if not self._node.leaving:
+            self._complaints.say(f"Not listed at {url} any more", reason)
+
+    def name_callers(self, url: str, callers: Iterable[str]) -> None:
+        """Dial those as well that `url` names, and nobody any more that no controller names."""
+        self._callers[url] = frozenset(callers) - frozenset(self._controllers)
+        wanted = frozenset().union(*self._callers.values())
+        for caller in wanted:
+            self._keep(caller, "")
+        for key in [key for key in self._kept if key[1] == "" and key[0] not in wanted]:
+            self._kept.pop(key).cancel()
+
+
+class _Joining:
+    """One link to one who lists us, from here."""
+
+    def __init__(self, url: str, membership: Membership) -> None:
+        self._url, self._membership = url, membership
+        self.over = anyio.Event()
+        self.welcome = False
+        self._refused = False
+
+    def notice(self, notice: Notice) -> None:
+        match notice:
+            case Welcome(callers):
+                if not self.welcome:
+                    self.welcome = True
+                    self._membership.welcomed(self._url)
+                self._membership.name_callers(self._url, callers)
+            case Callers(urls):
+                self._membership.name_callers(self._url, urls)
+            case Rejected(reason, again):
+                self._refused = True
+                if not again:
+                    self._membership.refused(self._url, reason)
+
+    def closed(self, reason: str) -> None:
+        if self.welcome:
+            self._membership.lost(self._url, reason)
+        elif not self._refused:
+            self._membership.refused(self._url, reason)
+        self.over.set()
