@@ -46,6 +46,7 @@ from fastchat_serve.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from fastchat_serve.cluster import ClusterLinks
+    from fastchat_serve.routes.fastchat.side import FastChatSide
 
 __all__ = ["Application", "create_app"]
 
@@ -69,6 +70,7 @@ class Application:
         hot: Those of its routes that our own server can call directly, by path.
         door: Lets requests in; the app's guard.
         links: To the other processes of its cluster, once it is served; None: it has no part in one.
+        fastchat: All that is about FastChat's processes; None: they are not served.
 
     Raises:
         StartupError: The config names what is not there.
@@ -97,6 +99,7 @@ class Application:
         hot = (chat_route(service), completions_route(service)) if config.api is not None else ()
         self.hot = {route.path.encode(): route for route in hot}
         self.links = self._links()
+        self.fastchat = self._fastchat(service)
         self.asgi = self._litestar(service, cors)
 
     async def drain(self, grace_s: float) -> bool:
@@ -107,24 +110,24 @@ class Application:
         """
         with anyio.move_on_after(grace_s) as grace:
             async with anyio.create_task_group() as tasks:
-                for worker in self.workers:
-                    tasks.start_soon(worker.drain)
+                for each in (*self.workers, *self._fastchat_if_any):
+                    tasks.start_soon(each.drain)
         if grace.cancelled_caught:
             self.expel()
         return not grace.cancelled_caught
 
     def refuse(self) -> None:
         """Take no new work, and say so at ``/ready``, from now on."""
-        for worker in self.workers:
-            worker.refuse()
+        for each in (*self.workers, *self._fastchat_if_any):
+            each.refuse()
         if self.links is not None:
             self.door.closed = True
             self.links.leave()
 
     def expel(self) -> None:
         """End everything under way with an error that says why."""
-        for worker in self.workers:
-            worker.expel(_leaving())
+        for each in (*self.workers, *self._fastchat_if_any):
+            each.expel(_leaving())
         if self.links is not None:
             self.links.expel(_leaving())
 
@@ -150,6 +153,22 @@ class Application:
                 with anyio.move_on_after(LAST_WORDS_S, shield=True):
                     await links.close()
                 tasks.cancel_scope.cancel()
+
+    def listening(self, port: int) -> None:
+        """The server's socket answers from now on."""
+        for side in self._fastchat_if_any:
+            side.listening(port)
+
+    def _fastchat(self, service: Service) -> FastChatSide | None:
+        if not self.config.fastchat.enabled:
+            return None
+        from fastchat_serve.routes.fastchat.side import FastChatSide  # most servers start without it, and sooner
+
+        return FastChatSide(self.config.fastchat, service, self.door)
+
+    @property
+    def _fastchat_if_any(self) -> tuple[FastChatSide, ...]:
+        return () if self.fastchat is None else (self.fastchat,)
 
     def _links(self) -> ClusterLinks | None:
         if not takes_part(self.config):
@@ -189,6 +208,7 @@ class Application:
                 *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
                 self.metrics.handler(),
                 schema_handler(),
+                *(handler for side in self._fastchat_if_any for handler in side.handlers),
             ],
             guards=[self.door.guard],
             exception_handlers=dict(EXCEPTION_HANDLERS),
@@ -209,14 +229,16 @@ class Application:
                     loading.start_soon(tasks.start, partial(self._keep, index))
             for worker in self.workers:
                 self.registry.add(worker)  # again, with its adapters
+            for side in self._fastchat_if_any:
+                await tasks.start(side.run)
             await tasks.start(self.watchdog.run)
             try:
                 yield
             finally:
                 self.watchdog.stop()
             self.expel()
-            for worker in self.workers:
-                worker.stop()
+            for each in (*self.workers, *self._fastchat_if_any):
+                each.stop()
 
     async def _keep(self, index: int, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Run one worker; if it breaks once it was up, the others go on."""

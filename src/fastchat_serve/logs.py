@@ -109,6 +109,8 @@ def logging_to(fd: int, level: str) -> Iterator[LogWriter]:
     logging.captureWarnings(True)
     # uvicorn tells of every connection's small troubles at "info".
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
+    for client in ("httpx", "httpcore"):  # and these of every request that is made
+        logging.getLogger(client).setLevel(max(logging.WARNING, root.level))
     try:
         yield writer
     finally:

@@ -156,6 +156,7 @@ class HttpServer:
                 def started() -> None:
                     host, port = self._bound.getsockname()[:2]
                     start_links(host, port)
+                    self.application.listening(port)
                     task_status.started()
 
                 self._uvicorn.on_started = started

@@ -100,6 +100,10 @@ class Reply(ABC):
     def write_error(self, error: ServeError) -> None:
         """End a reply that has begun."""
 
+    def write_refusal(self, error: ServeError) -> None:
+        """In place of a reply that has not begun."""
+        reply_error(self.exchange, error)
+
     def finish_choice(self, index: int, usage: Usage | None) -> Usage | None:
         """Note the end of a choice. Returns the usage of the whole reply if it was the last."""
         if usage is not None:
@@ -123,7 +127,7 @@ class Reply(ABC):
         if self.exchange.started:
             self.write_error(shown)
         else:
-            reply_error(self.exchange, shown)
+            self.write_refusal(shown)
 
     def close(self) -> None:
         """The reply is complete, or nobody wants it any more."""

@@ -34,7 +34,7 @@ from fastchat_serve.routes.plain import PlainReply
 from fastchat_serve.routes.sse import DONE, EventReply, event
 from fastchat_serve.text import TextDelta, ToolEvent, ToolParser
 
-__all__ = ["chat_route", "include_usage", "stop_reason", "wire_usage"]
+__all__ = ["begin_chat", "chat_route", "generate_requests", "include_usage", "stop_reason", "wire_usage"]
 
 _decoder = msgspec.json.Decoder(wire.ChatCompletionRequest)
 _encode = msgspec.json.Encoder().encode
@@ -46,20 +46,7 @@ def chat_route(service: Service) -> HotRoute:
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
         requests = generate_requests(request, service, exchange)
-        offers_tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
-        dialect = ChatDialect(
-            requests[0].id,
-            request.model,
-            include_usage=include_usage(request),
-            logprobs=bool(request.logprobs),
-            tools=offers_tools,
-            tool_parser=_tool_parser(request.model, service) if offers_tools else None,
-            one_call=request.parallel_tool_calls is False,
-        )
-        reply_type: type[Reply] = EventReply if request.stream else PlainReply
-        observation = service.metrics.begin("chat", request.model)
-        reply = reply_type(exchange, dialect, observation, len(requests))
-        return begin_answer(service.dispatcher, request.model, requests, reply)
+        return begin_chat(request, requests, service, exchange, EventReply if request.stream else PlainReply)
 
     opt = documented(
         "Answer a conversation",
@@ -70,6 +57,29 @@ def chat_route(service: Service) -> HotRoute:
         method="POST",
     )
     return HotRoute(path="/v1/chat/completions", limit_bytes=service.max_body_bytes, begin=begin, opt=opt)
+
+
+def begin_chat(
+    request: wire.ChatCompletionRequest,
+    requests: Sequence[GenerateRequest],
+    service: Service,
+    exchange: Exchange,
+    reply_type: type[Reply],
+) -> End:
+    """Begin the answers to `requests`, which are those of `request`. Raises as `begin_answer` does."""
+    offers_tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
+    dialect = ChatDialect(
+        requests[0].id,
+        request.model,
+        include_usage=include_usage(request),
+        logprobs=bool(request.logprobs),
+        tools=offers_tools,
+        tool_parser=_tool_parser(request.model, service) if offers_tools else None,
+        one_call=request.parallel_tool_calls is False,
+    )
+    observation = service.metrics.begin("chat", request.model)
+    reply = reply_type(exchange, dialect, observation, len(requests))
+    return begin_answer(service.dispatcher, request.model, requests, reply)
 
 
 def include_usage(request: wire.Sampling) -> bool:

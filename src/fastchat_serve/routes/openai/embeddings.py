@@ -22,7 +22,7 @@ from fastchat_serve.routes.openai.completions import prompts_of
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 
-__all__ = ["embeddings_route"]
+__all__ = ["embeddings_route", "floats"]
 
 _decoder = msgspec.json.Decoder(wire.EmbeddingRequest)
 _encode = msgspec.json.Encoder().encode
@@ -81,14 +81,14 @@ def _body(request: wire.EmbeddingRequest, found: Embeddings) -> bytes:
     rows = (found.data[start : start + size] for start in range(0, len(found.data), size))
     as_base64 = request.encoding_format == "base64"
     items = [
-        wire.EmbeddingItem(index, base64.b64encode(row).decode() if as_base64 else _floats(row))
+        wire.EmbeddingItem(index, base64.b64encode(row).decode() if as_base64 else floats(row))
         for index, row in enumerate(rows)
     ]
     usage = wire.EmbeddingUsage(found.prompt_tokens, found.prompt_tokens)
     return _encode(wire.EmbeddingList(items, request.model, usage))
 
 
-def _floats(row: bytes) -> list[float]:
+def floats(row: bytes) -> list[float]:
     """float32, little-endian, as numbers."""
     values = array("f", row)
     if sys.byteorder == "big":

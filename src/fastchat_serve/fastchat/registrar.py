@@ -1,0 +1,114 @@
+"""This process as a worker at FastChat's controllers: registered, again whenever it has to be, and heard of.
+
+To a controller it is one worker with all the models that are served here. However long a controller is away, it is
+tried again: FastChat's own workers give up at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import SocketAttribute
+
+from fastchat_serve.config import FastChat
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.errors import ServeError
+from fastchat_serve.fastchat.addresses import resolved
+from fastchat_serve.fastchat.client import CONNECT_S, Client, Unreachable
+from fastchat_serve.fastchat.served import models_served, status
+from fastchat_serve.protocol import fastchat as wire
+
+__all__ = ["Registrar"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S: Final = 0.2
+LAST_RETRY_S: Final = 5.0
+LOOK_EVERY_S: Final = 1.0
+"""For models that come and go here: controllers are told at once, not with the next beat."""
+
+
+class Registrar:
+    """One controller.
+
+    Args:
+        controller: Its URL.
+        scheme: By which this server is reached.
+    """
+
+    def __init__(self, controller: str, config: FastChat, registry: Registry, scheme: str) -> None:
+        self._controller, self._config, self._registry, self._scheme = controller, config, registry, scheme
+        self._port: int | None = None
+        self._listening = anyio.Event()
+        self._left = False
+
+    def listening(self, port: int) -> None:
+        """This server answers there from now on."""
+        self._port = port
+        self._listening.set()
+
+    def leave(self) -> None:
+        """No more beats: the controller forgets this process when its lease is over, or at its next refresh."""
+        self._left = True
+
+    async def run(self) -> None:
+        """Stay registered until cancelled."""
+        await self._listening.wait()
+        retry_s, complained = FIRST_RETRY_S, False
+        while not self._left:
+            try:
+                await self._stay()
+            except ServeError as error:
+                if not complained:
+                    complained = True
+                    logger.warning("FastChat's controller %s: %s Trying on.", self._controller, error)
+                await anyio.sleep(retry_s)
+                retry_s = min(2 * retry_s, LAST_RETRY_S)
+            else:
+                retry_s, complained = FIRST_RETRY_S, False
+
+    async def _stay(self) -> None:
+        """Register, and let it hear of us as long as it knows us. Returns when it does not. Raises `ServeError`."""
+        models = models_served(self._registry)
+        if not models:
+            await self._changed(models)
+            return
+        dial = await resolved(self._controller)
+        async with Client(dial, dial.places[0]) as client:
+            ours = self._config.advertise or await self._address(dial.places[0])
+            await client.call("/register_worker", self._registration(ours), Any)
+            logger.info("Registered as %s at FastChat's controller %s.", ours, self._controller)
+            while not self._left:
+                if await self._changed(models):
+                    return
+                beat = wire.HeartBeat(ours, status(self._registry).queue_length)
+                if not (await client.call("/receive_heart_beat", beat, wire.HeartBeatReply)).exist:
+                    return
+
+    def _registration(self, ours: str) -> wire.RegisterWorker:
+        return wire.RegisterWorker(ours, check_heart_beat=True, worker_status=status(self._registry))
+
+    async def _changed(self, models: tuple[str, ...]) -> bool:
+        """Wait for the time of the next beat. Whether other models are served by then, or before."""
+        until = anyio.current_time() + self._config.beat_s
+        while (left_s := until - anyio.current_time()) > 0:
+            await anyio.sleep(min(left_s, LOOK_EVERY_S))
+            if models_served(self._registry) != models:
+                return True
+        return False
+
+    async def _address(self, place: str) -> str:
+        """Ours, as seen from there: that of a connection to it. Raises `Unreachable`."""
+        parts = urlsplit(place)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        try:
+            with anyio.fail_after(CONNECT_S):
+                async with await anyio.connect_tcp(parts.hostname, parts.port) as stream:
+                    host = str(stream.extra(SocketAttribute.local_address)[0])
+        except (OSError, TimeoutError):
+            raise Unreachable("Nothing answers there.") from None
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
