@@ -53,7 +53,7 @@ SGLANG_NEEDS = (
     *("watchfiles", "xgrammar==0.2.7", "xxhash", "zstandard"),
 )
 """What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
-NEEDS_NO_PEER = {"--help", "disconnects", "hf", "overload", "startup", "streams"}
+NEEDS_NO_PEER = {"--help", "disconnects", "dispatch", "hf", "overload", "startup", "streams"}
 
 
 class Environment(NamedTuple):

@@ -68,7 +68,7 @@ from fastchat_serve.hookspecs import (
     RegisterToolParser,
     hookimpl,
 )
-from fastchat_serve.policy import Candidate, Draw, Policy
+from fastchat_serve.policy import Candidate, Candidates, Draw, Policy
 from fastchat_serve.push import pull
 
 __version__ = "0.1.0"
@@ -77,6 +77,7 @@ __all__ = [
     "CONTRACT",
     "FULL_SAMPLING",
     "Candidate",
+    "Candidates",
     "Capability",
     "ChatPrompt",
     "Choice",

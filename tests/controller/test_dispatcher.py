@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+from typing import Any
 
 import anyio
 import msgspec
@@ -18,12 +21,12 @@ from fastchat_serve import (
     GenerateRequest,
     JsonSchema,
     Message,
+    Sink,
     TextPrompt,
     ToolSpec,
 )
 from fastchat_serve.controller.dispatcher import Dispatcher
-from fastchat_serve.controller.policies import prefix, round_robin, shortest_queue
-from fastchat_serve.controller.prefixes import Prefixes
+from fastchat_serve.controller.policies import POLICIES, prefix, round_robin, shortest_queue
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoEngine, EchoOptions
 from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupported
@@ -31,6 +34,7 @@ from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
 from tests.sinks import Remembering, a_request
+from tests.straw import StrawWorker
 
 pytestmark = pytest.mark.anyio
 
@@ -322,7 +326,6 @@ async def test_the_policy_is_told_the_session_and_the_work_that_was_given_out() 
 async def test_prompts_with_a_beginning_in_common_go_together() -> None:
     workers = [a_worker(concurrency=100) for _ in range(4)]
     async with dispatching(*workers, policy=prefix) as dispatcher:
-        dispatcher = Dispatcher(dispatcher.registry, prefix, prefixes=Prefixes())
         homes = []
         for topic in ("a", "b", "c"):
             handles = []
@@ -339,3 +342,90 @@ async def test_prompts_with_a_beginning_in_common_go_together() -> None:
         sink = Remembering()
         dispatcher.start("m", a_request("b" * 2000 + "again"), sink)
         assert [worker.id for worker in workers if worker.queue_length] == [homes[1]]
+
+
+# ------------------------------------------------------------------------------------------- at scale
+
+
+def straw(count: int, **settings: Any) -> tuple[Dispatcher, list[StrawWorker]]:
+    registry, workers = Registry(), [StrawWorker(f"worker {number}", **settings) for number in range(count)]
+    for worker in workers:
+        registry.add(worker)
+    return Dispatcher(registry, shortest_queue), workers
+
+
+async def test_a_change_that_nobody_was_told_of_leads_to_no_wrong_choice() -> None:
+    dispatcher, workers = straw(3)
+    start(dispatcher)
+    for worker in workers[1:]:
+        worker.queue_length = 7  # without a word
+    workers[1]._state = WorkerState.LOST
+    first = workers[0].queue_length
+    for _ in range(4):
+        start(dispatcher)
+    assert [worker.queue_length for worker in workers] == [first + 4, 7, 7]
+
+
+async def test_whoever_came_back_without_a_word_is_found_before_a_request_is_refused() -> None:
+    dispatcher, workers = straw(2)
+    for worker in workers:
+        worker.state = WorkerState.LOST
+    with pytest.raises(Unavailable):
+        start(dispatcher)
+    workers[1]._state = WorkerState.READY
+    start(dispatcher)
+    assert workers[1].queue_length == 1
+
+
+async def test_a_refusal_by_many_asks_a_few() -> None:
+    asked: list[str] = []
+
+    class Full(StrawWorker):
+        def start(self, request: GenerateRequest, sink: Sink) -> StrawWorker:
+            asked.append(self.id)
+            return super().start(request, sink)
+
+    registry = Registry()
+    for number in range(500):
+        registry.add(Full(f"worker {number}", limit=0))
+    with pytest.raises(Overloaded):
+        start(Dispatcher(registry, shortest_queue))
+    assert len(asked) == len(set(asked)) == 8
+
+
+@pytest.mark.parametrize("name", POLICIES)
+async def test_a_decision_among_thousands_costs_not_much_more_than_one_among_a_few(name: str) -> None:
+    """Generous, for machines are shared; `nox -s bench -- dispatch` measures it."""
+
+    def cost_s(count: int) -> float:
+        registry, workers = Registry(), [StrawWorker(f"worker {number}") for number in range(count)]
+        for worker in workers:
+            registry.add(worker)
+        dispatcher, best_s = Dispatcher(registry, POLICIES[name], Random(1)), math.inf
+        for round_ in range(5):
+            began = time.process_time()
+            for number in range(200):
+                start(dispatcher, prompt="x" * 300, session=f"{round_} {number}")
+            best_s = min(best_s, time.process_time() - began)
+        return best_s
+
+    assert cost_s(2000) < 10 * cost_s(20)
+
+
+async def test_each_model_can_have_a_policy_of_its_own() -> None:
+    registry = Registry()
+    workers = [StrawWorker(name, "a", "b") for name in ("one", "two")]
+    for worker in workers:
+        registry.add(worker)
+    dispatcher = Dispatcher(registry, lambda candidates, draw: 0, policies={"b": lambda candidates, draw: 1})
+    dispatcher.start("a", a_request(), Remembering())
+    assert [worker.queue_length for worker in workers] == [1, 0]
+    dispatcher.start("b", a_request(), Remembering())
+    dispatcher.start("b", a_request(), Remembering())
+    assert [worker.queue_length for worker in workers] == [1, 2]
+
+
+async def test_how_many_answers_a_model_holds_is_counted_as_far_as_it_matters() -> None:
+    dispatcher, _ = straw(4, limit=3)
+    assert dispatcher.capacity("m", 100) == 12
+    assert dispatcher.capacity("m", 5) == 6

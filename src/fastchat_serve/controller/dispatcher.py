@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
+from typing import Final
 
+from fastchat_serve.controller.decisions import Decision, Decisions, Search
 from fastchat_serve.controller.failover import Moves, MovingAnswer
+from fastchat_serve.controller.members import Member
+from fastchat_serve.controller.policies import prefix
+from fastchat_serve.controller.pools import NOTHING_KNOWN, Pool, Standing
 from fastchat_serve.controller.prefixes import Prefixes, marks
 from fastchat_serve.controller.registry import Registry
+from fastchat_serve.controller.served import Served
 from fastchat_serve.engine import (
     Capability,
     ChatPrompt,
@@ -30,12 +38,19 @@ from fastchat_serve.engine import (
     required_capabilities,
 )
 from fastchat_serve.errors import ModelNotFound, Overloaded, ServeError, Unavailable, Unsupported
-from fastchat_serve.policy import Candidate, Draw, Policy
+from fastchat_serve.policy import Draw, Policy
 from fastchat_serve.worker.base import Worker, WorkerState
 
 __all__ = ["Dispatcher"]
 
 logger = logging.getLogger(__name__)
+
+_ANY: Final[frozenset[Capability]] = frozenset()
+_EMBED: Final = frozenset({Capability.EMBED})
+_MOST_FULL: Final = 8
+"""Full workers that are asked whether they have a place after all."""
+_MOST_SURPRISES: Final = 8
+"""Choices that turn out to rest on what has changed untold. The next one is taken as it is: its worker may decline."""
 
 _PARAM: Mapping[Capability, str] = MappingProxyType(
     {
@@ -83,10 +98,13 @@ class Dispatcher:
         registry: The workers.
         policy: Chooses among those that are ready and able.
         rng: Where policies draw chance from.
-        prefixes: What workers have read, for policies that ask for it; None for others.
+        prefixes: What workers have read, for the policy `prefix`; by default nothing yet.
+        policies: Those of models that have another one.
+        clock: Monotonic time in seconds.
 
     Attributes:
         moves: Of answers whose worker was lost, or failed, and that went on elsewhere (`failover.py`).
+        decisions: The last ones.
     """
 
     def __init__(
@@ -95,10 +113,16 @@ class Dispatcher:
         policy: Policy,
         rng: random.Random | None = None,
         prefixes: Prefixes | None = None,
+        *,
+        policies: Mapping[str, Policy] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
-        self.moves = Moves()
-        self._policy, self._prefixes = policy, prefixes
+        self.moves = Moves(clock)
+        self.decisions = Decisions()
+        self._note = self.decisions.note
+        self._policy, self._policies = policy, policies
+        self._prefixes = prefixes or Prefixes()
         self._random = rng or random.Random()
         self._turns: Counter[str] = Counter()
 
@@ -109,102 +133,162 @@ class Dispatcher:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
         """
         if len(self.registry.serving(model)) < 2:  # it could move nowhere
-            return self.able(model, required_capabilities(request))[0].start(request, sink)
+            worker = self.an_able(model, required_capabilities(request))
+            self._note(Decision(time.time(), request.id, model, worker.id))
+            return worker.start(request, sink)
         return MovingAnswer(request, sink, find=partial(self._find, model), moves=self.moves).start()
 
-    def capacity(self, model: str) -> int:
-        """Answers that the model's ready workers hold at most, running and waiting. Raises as `able` does."""
-        loads = [worker.load() for worker in self.able(model)]
-        return sum(load.slots + load.queue_limit for load in loads)
+    def capacity(self, model: str, enough: int) -> int:
+        """Answers that the model's ready workers hold at most, running and waiting; not counted further than `enough`.
+
+        Raises as `an_able` does.
+        """
+        pool, found = self._able(model, _ANY), 0
+        for member in chain(pool.open.members, pool.full.members):
+            load = member.worker.load()
+            found += load.slots + load.queue_limit
+            if found >= enough:
+                break
+        return found
 
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
         refusals: list[ServeError] = []
-        for worker in self._in_turn(model, self.able(model, frozenset({Capability.EMBED}))):
-            if model in worker.adapters:
+        for member in self._in_turn(model, request.id, Search(_EMBED)):
+            if model in member.worker.adapters:
                 raise Unsupported(f"{model!r} is an adapter, which makes no embeddings.", param="model")
             try:
-                return await worker.embed(request)
+                return await member.worker.embed(request)
             except Overloaded as error:
                 refusals.append(error)
         raise _soonest(refusals)
 
     async def tokenize(self, model: str, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
         needed = {Capability.TOKENIZE} | ({Capability.CHAT} if isinstance(prompt, ChatPrompt) else set())
-        return await self._choose(model, self.able(model, frozenset(needed))).tokenize(prompt)
+        return await self.an_able(model, frozenset(needed)).tokenize(prompt)
 
     async def detokenize(self, model: str, token_ids: tuple[int, ...]) -> str:
-        return await self._choose(model, self.able(model, frozenset({Capability.TOKENIZE}))).detokenize(token_ids)
+        return await self.an_able(model, frozenset({Capability.TOKENIZE})).detokenize(token_ids)
 
-    def able(self, model: str, needed: frozenset[Capability] = frozenset()) -> Sequence[Worker]:
-        """The ready workers of a model that have all capabilities that are needed; at least one."""
+    def an_able(self, model: str, needed: frozenset[Capability] = _ANY) -> Worker:
+        """A ready worker of the model that has all capabilities that are needed, one with room if there is one.
+
+        Raises:
+            ModelNotFound, Unsupported, Unavailable: There is none.
+        """
         workers = self.registry.serving(model)
-        if not workers:
-            raise ModelNotFound(model)
         if len(workers) == 1 and workers[0].state is WorkerState.READY and needed <= workers[0].info.capabilities:
-            return workers
-        ready = [worker for worker in workers if worker.state is WorkerState.READY]
-        if not ready:
-            states = ", ".join(sorted({worker.state.value for worker in workers}))
-            raise Unavailable(
-                f"Model {model!r} cannot be served now ({states}). Try again later.",
-                retry_after_s=min(worker.back_in_s for worker in workers),
-            )
-        able = [worker for worker in ready if needed <= worker.info.capabilities]
-        if not able:
-            raise _unsupported(model, needed - ready[0].info.capabilities)
-        return able
+            return workers[0]
+        pool = self._able(model, needed)
+        return (pool.open.members or pool.full.members)[0].worker
 
-    def _find(self, model: str, request: GenerateRequest, tried: frozenset[str], fingerprint: str) -> Iterator[Worker]:
-        """See `failover.Find`. Raises as `able` does."""
-        able = self.able(model, required_capabilities(request))
-        fitting = [
-            worker
-            for worker in able
-            if worker.id not in tried and (not fingerprint or worker.info.fingerprint == fingerprint)
-        ]
-        wanted = () if self._prefixes is None else marks(request)
-        for worker in self._in_turn(model, fitting, request.session, wanted):
-            if self._prefixes is not None:
-                self._prefixes.note(wanted, worker.id)
-            yield worker
+    def _able(self, model: str, needed: frozenset[Capability]) -> Pool:
+        """All of those. Raises as `an_able` does."""
+        served = self.registry.look(model)
+        if served is None:
+            raise ModelNotFound(model)
+        pool = served.pool(needed)
+        if not pool.by_id:
+            for member in served.members:  # whoever has not told of a change is not passed over for it
+                self.registry.look_at(member)
+            pool = served.pool(needed)
+            if not pool.by_id:
+                raise _refusal(model, served, needed)
+        return pool
 
-    def _in_turn(
-        self, model: str, workers: Sequence[Worker], session: str = "", wanted: Sequence[int] = ()
-    ) -> Iterator[Worker]:
+    def _find(
+        self,
+        model: str,
+        request: GenerateRequest,
+        tried: frozenset[str],
+        fingerprint: str,
+        *,
+        with_room: bool,
+        why: str,
+    ) -> Iterator[Member]:
+        """See `failover.Find`. Raises as `an_able` does."""
+        needed, policy = required_capabilities(request), self._policies.get(model, self._policy)
+        wanted = marks(request) if policy is prefix else ()
+        search = Search(needed, fingerprint, set(tried), with_room, why, request.session, wanted)
+        return self._in_turn(model, request.id, search)
+
+    def _in_turn(self, model: str, request_id: str, search: Search) -> Iterator[Member]:
         """The policy's choice, then its choice among the others, and so on.
 
-        Full ones come last: a request that could go elsewhere takes nobody's place in a queue.
+        Full ones come last: a request that could go elsewhere takes nobody's place in a queue. Few of them are asked,
+        so that a refusal by thousands costs no more than one by a few.
         """
-        for group in ([w for w in workers if not w.full], [w for w in workers if w.full]):
-            while group:
-                worker = self._choose(model, group, session, wanted)
-                yield worker
-                group.remove(worker)
+        full = 0
+        while (chosen := self._choose(model, request_id, search)) is not None:
+            if search.wanted:
+                self._prefixes.note(search.wanted, chosen.id)
+            yield chosen
+            search.tried.add(chosen.id)
+            full += chosen.worker.full
+            if full == _MOST_FULL:
+                return
 
-    def _choose(self, model: str, workers: Sequence[Worker], session: str = "", wanted: Sequence[int] = ()) -> Worker:
-        if len(workers) == 1:
-            return workers[0]
-        known: Mapping[str, int] = {}
-        if self._prefixes is not None and wanted:
-            known = self._prefixes.known(wanted, (worker.id for worker in workers))
-        work = self.moves.work
-        candidates = [
-            Candidate(worker.id, worker.speed, worker.queue_length, work[worker.id], known.get(worker.id, 0))
-            for worker in workers
-        ]
-        draw = Draw(self._random, self._turns[model], session)
-        self._turns[model] += 1
+    def _choose(self, model: str, request_id: str, search: Search) -> Member | None:
+        """The best of those that were not tried yet; None if there is none."""
+        surprises = 0
+        while (member := self._best(model, search)) is not None:
+            if not self.registry.look_at(member) or surprises == _MOST_SURPRISES:
+                tried = tuple(search.tried) if search.tried else ()
+                decision = Decision(time.time(), request_id, model, member.id, search, self.registry.changes, tried)
+                self._note(decision)
+                return member
+            surprises += 1  # it is not as it was thought to be
+        return None
+
+    def _best(self, model: str, search: Search) -> Member | None:
+        pool = self._able(model, search.needed)
+        if search.fingerprint and (served := self.registry.look(model)) is not None:
+            pool = served.pool(search.needed, search.fingerprint)
+        best = self._best_of(model, pool.open, search)
+        return best if best is not None or search.with_room else self._best_of(model, pool.full, search)
+
+    def _best_of(self, model: str, standing: Standing, search: Search) -> Member | None:
+        """The policy's choice among those of `standing` that were not tried yet; None if there is none."""
+        aside = standing.set_aside(search.tried) if search.tried else ()
         try:
-            return workers[self._policy(candidates, draw)]
+            members = standing.members
+            if len(members) < 2:
+                return members[0] if members else None
+            return self._decide(model, standing, search)
+        finally:
+            for member in aside:
+                standing.add(member)
+
+    def _decide(self, model: str, standing: Standing, search: Search) -> Member:
+        search.policy = policy = self._policies.get(model, self._policy)
+        turn = self._turns[model]
+        self._turns[model] = turn + 1
+        if search.wanted:
+            search.known = standing.known = self._prefixes.known(search.wanted)
+        try:
+            return standing.members[policy(standing, Draw(self._random, turn, search.session))]
         except Exception:  # the boundary to a plugin's policy: requests go on without it
             logger.exception("The dispatch policy failed; the worker with the shortest queue is taken.")
-            return min(workers, key=lambda worker: worker.queue_length)
+            return min(standing.members, key=lambda member: member.seen.queue_length)
+        finally:
+            standing.known = NOTHING_KNOWN
 
 
 def _soonest(refusals: Sequence[ServeError]) -> ServeError:
     """Of the workers that refused, the one that can be asked again first. There was at least one worker."""
     return min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
+
+
+def _refusal(model: str, served: Served, needed: frozenset[Capability]) -> ServeError:
+    """Why none of a model's workers is able."""
+    kinds = [member.seen.kind for member in served.members if member.seen.kind is not None]
+    if kinds:
+        return _unsupported(model, needed - kinds[0].capabilities)
+    states = ", ".join(sorted({worker.state.value for worker in served.workers}))
+    return Unavailable(
+        f"Model {model!r} cannot be served now ({states}). Try again later.",
+        retry_after_s=min(worker.back_in_s for worker in served.workers),
+    )
 
 
 def _unsupported(model: str, missing: frozenset[Capability]) -> Unsupported:

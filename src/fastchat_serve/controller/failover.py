@@ -14,13 +14,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from fastchat_serve.controller.members import Member
 from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
 from fastchat_serve.errors import EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
-from fastchat_serve.worker.base import Worker
 
 __all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens"]
 
@@ -33,8 +33,18 @@ LEAST_RETRIES: Final = 3
 _CHARS_PER_TOKEN: Final = 4
 _USUAL_ANSWER: Final = 512
 
-Find = Callable[[GenerateRequest, frozenset[str], str], Iterator[Worker]]
-"""Workers that can take a request, the best first: none of these ids, and with this fingerprint unless it is empty."""
+
+class Find(Protocol):
+    """Finds workers that can take a request, the best first."""
+
+    def __call__(
+        self, request: GenerateRequest, tried: frozenset[str], fingerprint: str, *, with_room: bool, why: str
+    ) -> Iterator[Member]:
+        """None of those `tried`, with this fingerprint unless it is empty, and no full ones if it is to be `with_room`.
+
+        `why` it moves, in a word; empty at first.
+        """
+        ...
 
 
 def about_tokens(request: GenerateRequest) -> int:
@@ -53,14 +63,16 @@ def about_tokens(request: GenerateRequest) -> int:
 class Moves:
     """What all answers of a dispatcher share.
 
+    Args:
+        clock: Monotonic time in seconds.
+
     Attributes:
         counts: Answers that moved: ``retried`` before their first chunk, ``resumed`` after it.
-        work: By worker, about how many tokens its answers under way have to read and to write.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.counts: Counter[str] = Counter(retried=0, resumed=0)
-        self.work: Counter[str] = Counter()
         self.live = self.retrying = 0
 
     def may_retry(self) -> bool:
@@ -80,9 +92,11 @@ class MovingAnswer:
         "_aborted",
         "_begun",
         "_find",
+        "_fingerprint",
         "_handle",
         "_is_retry",
         "_load",
+        "_member",
         "_moved_at",
         "_moves",
         "_over",
@@ -92,17 +106,18 @@ class MovingAnswer:
         "_started_at",
         "_token_ids",
         "_tried",
-        "_worker",
     )
 
     def __init__(self, request: GenerateRequest, sink: Sink, *, find: Find, moves: Moves) -> None:
         self._request, self._sink = request, sink
         self._find, self._moves = find, moves
-        self._started_at = time.monotonic()
-        self._worker: Worker
+        self._started_at = moves.clock()
+        self._member: Member
+        self._fingerprint = ""
+        """Of its worker."""
         self._handle: Handle | None = None
         self._load = 0
-        """Its share of `Moves.work`."""
+        """Its share of the work of its worker."""
         self._token_ids: list[int] = []
         self._tried: set[str] = set()
         self._moved_at: int | None = None
@@ -149,10 +164,8 @@ class MovingAnswer:
     def _lay_down(self) -> None:
         """Its worker has nothing to do for it any more."""
         if self._load:
-            self._moves.work[self._worker.id] -= self._load
+            self._member.charge(-self._load)
             self._load = 0
-            if not self._moves.work[self._worker.id]:
-                del self._moves.work[self._worker.id]
 
     def _move(self, error: Exception) -> bool:
         """Go on elsewhere; False if that cannot be."""
@@ -164,10 +177,11 @@ class MovingAnswer:
             return False
         if not refused:
             if self._moved_at is not None:  # there was progress: who was tried before may have recovered
-                self._tried = {self._worker.id}
+                self._tried = {self._member.id}
             self._moved_at = len(self._token_ids)
         try:
-            if not self._start(request, [], with_room=refused):  # who was turned away turns nobody else away
+            # Who was turned away turns nobody else away.
+            if not self._start(request, [], with_room=refused, why=_in_a_word(error)):
                 return False
         except ServeError:  # nobody is able any more: what ended it first says more
             return False
@@ -190,7 +204,7 @@ class MovingAnswer:
         """What is still to be done, as a request; None if nobody could do it."""
         request = self._request
         if request.timeout_s is not None:
-            left_s = request.timeout_s - (time.monotonic() - self._started_at)
+            left_s = request.timeout_s - (self._moves.clock() - self._started_at)
             if left_s <= 0:
                 return None
             request = replace(request, timeout_s=left_s)
@@ -200,26 +214,31 @@ class MovingAnswer:
             return None
         return replace(request, resume_token_ids=(*request.resume_token_ids, *self._token_ids))
 
-    def _start(self, request: GenerateRequest, refusals: list[ServeError], *, with_room: bool = False) -> bool:
+    def _start(
+        self, request: GenerateRequest, refusals: list[ServeError], *, with_room: bool = False, why: str = ""
+    ) -> bool:
         """Begin on the best worker that takes it; False if none does."""
-        fingerprint = self._worker.info.fingerprint if self._begun else ""
-        for worker in self._find(request, frozenset(self._tried), fingerprint):
-            if with_room and worker.full:
-                continue
-            self._tried.add(worker.id)
-            self._worker, self._handle = worker, None
-            info = worker.info
+        fingerprint = self._fingerprint if self._begun else ""
+        for member in self._find(request, frozenset(self._tried), fingerprint, with_room=with_room, why=why):
+            self._tried.add(member.id)
+            self._member, self._handle = member, None
+            info = member.worker.info
+            self._fingerprint = info.fingerprint
             self._resumable = bool(info.fingerprint) and Capability.TOKEN_IDS in info.capabilities
             try:
-                handle = worker.start(request, self)
+                handle = member.worker.start(request, self)
             except (Overloaded, Unavailable) as error:
                 refusals.append(error)
                 continue
-            if not self._over and self._worker is worker:  # else it has ended, or moved on, already
+            if not self._over and self._member is member:  # else it has ended, or moved on, already
                 self._handle = handle
                 self._load = about_tokens(request)
-                self._moves.work[worker.id] += self._load
+                member.charge(self._load)
             if self._aborted:
                 handle.abort()
             return True
         return False
+
+
+def _in_a_word(error: Exception) -> str:
+    return (error.code if isinstance(error, ServeError) else None) or type(error).__name__

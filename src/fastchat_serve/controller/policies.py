@@ -1,21 +1,22 @@
 """Who gets the next request: pure functions from what is known of the workers to one of them.
 
-What a policy sees and promises is in `policy.py`. Plugins may offer more (`hookspecs.register_policies`).
+What a policy sees and promises is in `policy.py`. None of these looks at all candidates, so that a decision among
+thousands costs what one among three does. Plugins may offer more (`hookspecs.register_policies`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from fastchat_serve.policy import Candidate, Draw, Policy
+from fastchat_serve.policy import Candidate, Candidates, Draw, Policy
 
 __all__ = [
     "BOUND",
     "LEAST_BOUND",
     "POLICIES",
+    "bounds",
     "least_work",
     "lottery",
     "power_of_two",
@@ -32,87 +33,86 @@ LEAST_BOUND = 4
 """Or until it has so many: while there is little to do, nothing is gained by spreading it."""
 
 
-def lottery(candidates: Sequence[Candidate], draw: Draw) -> int:
+def lottery(candidates: Candidates, draw: Draw) -> int:
     """One draw, weighted by speed: FastChat's ``lottery``."""
-    weights = [candidate.speed for candidate in candidates]
-    indices = range(len(candidates))
-    return draw.random.choices(indices, weights if sum(weights) > 0 else None)[0]
+    return candidates.by_speed(draw.random)
 
 
-def shortest_queue(candidates: Sequence[Candidate], draw: Draw) -> int:
+def shortest_queue(candidates: Candidates, draw: Draw) -> int:
     """The least queue for its speed; a tie is broken by chance."""
-    return _least([_per_speed(candidate, candidate.queue_length) for candidate in candidates], draw)
+    return candidates.shortest_queue(draw.random)
 
 
-def least_work(candidates: Sequence[Candidate], draw: Draw) -> int:
+def least_work(candidates: Candidates, draw: Draw) -> int:
     """The fewest tokens to read and write for its speed: a long prompt counts for more than a short one."""
-    return _least([_per_speed(candidate, candidate.work) for candidate in candidates], draw)
+    return candidates.least_work(draw.random)
 
 
-def round_robin(candidates: Sequence[Candidate], draw: Draw) -> int:
+def round_robin(candidates: Candidates, draw: Draw) -> int:
     """One after the other."""
     return draw.turn % len(candidates)
 
 
-def power_of_two(candidates: Sequence[Candidate], draw: Draw) -> int:
+def power_of_two(candidates: Candidates, draw: Draw) -> int:
     """The better of two drawn at random (Mitzenmacher 2001): nearly `shortest_queue`, without herding
     when several processes decide on the same stale picture."""
-    if len(candidates) == 1:
+    count = len(candidates)
+    if count == 1:
         return 0
-    first, second = draw.random.sample(range(len(candidates)), 2)
-    waits = [_per_speed(candidates[index], candidates[index].queue_length) for index in (first, second)]
-    return first if waits[0] <= waits[1] else second
+    first, second = draw.random.randrange(count), draw.random.randrange(count - 1)
+    second += second >= first
+    return first if _wait(candidates[first]) <= _wait(candidates[second]) else second
 
 
-def prefix(candidates: Sequence[Candidate], draw: Draw) -> int:
-    """Whoever has read the most of the prompt's beginning of late, within the bounds of `session`."""
-    open_to = _within_bounds(candidates)
-    most = max(candidates[index].known for index in open_to)
-    best = [index for index in open_to if candidates[index].known == most]
-    return best[shortest_queue([candidates[index] for index in best], draw)]
+def prefix(candidates: Candidates, draw: Draw) -> int:
+    """Whoever has read the most of the prompt's beginning of late, within the bounds of `session`.
+
+    Of equals, and where nobody knows it, the shortest queue decides; that is always within the bounds.
+    """
+    within = bounds(candidates)
+    most, best = 0, list[tuple[float, int]]()
+    for index in candidates.readers():
+        candidate = candidates[index]
+        if candidate.known < most:
+            break
+        if within(candidate):
+            most = candidate.known
+            best.append((_wait(candidate), index))
+    if not best:
+        return candidates.shortest_queue(draw.random)
+    shortest = min(wait for wait, _ in best)
+    return draw.random.choice([index for wait, index in best if wait == shortest])
 
 
-def session(candidates: Sequence[Candidate], draw: Draw) -> int:
+def session(candidates: Candidates, draw: Draw) -> int:
     """The same worker for the same session, as long as it lives, and is not too busy.
 
-    Rendezvous hashing, weighted by speed (Thaler and Ravishankar 1998; Schindelhauer and Schomaker 2005): when a worker
-    comes or goes, only its own sessions move. With bounded loads (Mirrokni et al. 2018), so that no worker becomes a
-    hot spot. Requests without a session go to the shortest queue.
+    The strongest claim wins (rendezvous hashing, Thaler and Ravishankar 1998), with bounded loads (Mirrokni et al.
+    2018), so that no worker becomes a hot spot. Requests without a session go to the shortest queue.
     """
-    if not draw.session:
-        return shortest_queue(candidates, draw)
-    return max(_within_bounds(candidates), key=lambda index: _claim(draw.session, candidates[index]))
+    if draw.session:
+        within = bounds(candidates)
+        for index in candidates.claimants(draw.session):
+            if within(candidates[index]):
+                return index
+    return candidates.shortest_queue(draw.random)
 
 
-def _least(values: Sequence[float], draw: Draw) -> int:
-    least = min(values)
-    return draw.random.choice([index for index, value in enumerate(values) if value == least])
+def bounds(candidates: Candidates) -> Callable[[Candidate], bool]:
+    """Tells of a candidate whether it has not much more than its share. At least one has not, if one has a speed."""
+    bounded, speeds = BOUND * (1 + candidates.queue_lengths), candidates.speeds
+
+    def within(candidate: Candidate) -> bool:
+        if candidate.speed <= 0:
+            return False
+        queue = candidate.queue_length
+        return queue < LEAST_BOUND or queue < bounded * (candidate.speed / speeds)
+
+    return within
 
 
-def _per_speed(candidate: Candidate, amount: float) -> float:
-    return amount / candidate.speed if candidate.speed > 0 else float("inf")
-
-
-def _within_bounds(candidates: Sequence[Candidate]) -> list[int]:
-    """Those that have not much more than their share; at least one."""
-    speeds = sum(candidate.speed for candidate in candidates)
-    if speeds == 0:
-        return list(range(len(candidates)))
-    bounded = BOUND * (1 + sum(candidate.queue_length for candidate in candidates))
-    within = [
-        index
-        for index, candidate in enumerate(candidates)
-        if candidate.speed > 0
-        and candidate.queue_length < max(LEAST_BOUND, math.ceil(bounded * (candidate.speed / speeds)))
-    ]
-    return within or list(range(len(candidates)))
-
-
-def _claim(session_: str, candidate: Candidate) -> float:
-    """How strong this worker's claim to a session is: equal in every process, and fair by speed."""
-    digest = blake2b(f"{candidate.id}\0{session_}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    chance = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52  # neither 0 nor 1
-    return -candidate.speed / math.log(chance)
+def _wait(candidate: Candidate) -> float:
+    return candidate.queue_length / candidate.speed if candidate.speed > 0 else math.inf
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(

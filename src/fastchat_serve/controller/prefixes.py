@@ -14,7 +14,7 @@ from typing import Final
 
 from fastchat_serve.engine import ChatPrompt, GenerateRequest, TokenPrompt
 
-__all__ = ["BLOCK", "MOST_BLOCKS", "Prefixes", "marks"]
+__all__ = ["BLOCK", "MOST_BLOCKS", "MOST_READERS", "Prefixes", "marks"]
 
 BLOCK: Final = 256
 """Characters of a block; of token ids a fourth."""
@@ -22,34 +22,44 @@ BLOCK: Final = 256
 MOST_BLOCKS: Final = 64
 """Of one prompt. Longer ones that have so much in common go together."""
 
+MOST_READERS: Final = 4
+"""Of one block: the newest. So a decision takes no longer for a beginning that thousands of workers have read."""
+
 
 class Prefixes:
     """The newest beginnings, and who has read them.
 
     Args:
-        most: Blocks that are remembered; some 200 bytes each.
+        most: Blocks that are remembered; some hundred bytes each, and as much again for each reader.
     """
 
     def __init__(self, most: int = 65_536) -> None:
         self._most = most
-        self._readers: OrderedDict[int, frozenset[str]] = OrderedDict()
+        self._readers: OrderedDict[int, dict[str, None]] = OrderedDict()
 
-    def known(self, wanted: Sequence[int], workers: Iterable[str]) -> dict[str, int]:
-        """Characters from the beginning of the prompt with these `marks` that each of `workers` has read."""
-        known = dict.fromkeys(workers, 0)
-        reading = frozenset(known)
-        for number, mark in enumerate(wanted, 1):
-            reading &= self._readers.get(mark, frozenset())
-            if not reading:
+    def known(self, wanted: Sequence[int]) -> dict[str, int]:
+        """Who has read how many characters from the beginning of the prompt with these `marks`: those first that have
+        read the most, and not many more than `MOST_READERS`."""
+        known: dict[str, int] = {}
+        for number in range(len(wanted), 0, -1):
+            for worker in self._readers.get(wanted[number - 1], ()):
+                known.setdefault(worker, number * BLOCK)
+            if len(known) >= MOST_READERS:
                 break
-            for worker in reading:
-                known[worker] = number * BLOCK
         return known
 
     def note(self, read: Sequence[int], worker: str) -> None:
         """The prompt with these `marks` goes to `worker`."""
-        for mark in read:
-            self._readers[mark] = self._readers.pop(mark, frozenset()) | {worker}
+        for mark in reversed(read):  # a beginning is forgotten after what follows it
+            readers = self._readers.get(mark)
+            if readers is None:
+                self._readers[mark] = {worker: None}
+                continue
+            self._readers.move_to_end(mark)
+            readers.pop(worker, None)
+            readers[worker] = None
+            if len(readers) > MOST_READERS:
+                del readers[next(iter(readers))]
         while len(self._readers) > self._most:
             self._readers.popitem(last=False)
 

@@ -1,51 +1,80 @@
 """Which workers there are, and which models they serve.
 
-It holds `Worker`s, local or remote alike, and asks them for their state; it decides nothing. The adapters of a
-worker's engine are models, too.
+It holds `Worker`s, local or remote alike, and decides nothing. What it last saw of each it keeps, so that those that
+can take a request are found without a look at all of them (`members.py`, `served.py`, `pools.py`): a worker tells that
+something changed, and `look` sees what. The adapters of a worker's engine are models, too.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from typing import Final
 
+from fastchat_serve.controller.members import Member, Seen
+from fastchat_serve.controller.served import Served
 from fastchat_serve.worker.base import Worker, WorkerState
+from fastchat_serve.worker.watched import nobody
 
 __all__ = ["Registry"]
 
+_MOST_REMEMBERED: Final = 32_768
+"""Changes, for `as_seen`; some 150 bytes each."""
+
 
 class Registry:
-    """Workers by id and by the names of the models they serve."""
+    """Workers by id and by the names of the models they serve.
+
+    Attributes:
+        changes: How many were seen of all workers so far.
+    """
 
     def __init__(self) -> None:
-        self._workers: dict[str, Worker] = {}
-        self._by_model: dict[str, tuple[Worker, ...]] = {}
+        self.changes = 0
+        self._members: dict[str, Member] = {}
+        self._served: dict[str, Served] = {}
         self._since: dict[str, int] = {}
+        self._positions = 0
+        self._changed: dict[Member, None] = {}  # in order, so that the same happens whenever the same happened
+        self._past: deque[tuple[str, tuple[str, ...], Seen | None]] = deque(maxlen=_MOST_REMEMBERED)
+        """Of each change whose it was, the models it was listed for, and how it was seen before; None: not at all."""
 
     def add(self, worker: Worker) -> None:
         """List `worker` under all its names; one with the same id is replaced.
 
         Again once it is ready: only then are its adapters known.
         """
-        self._workers[worker.id] = worker
-        self._index()
+        member = self._members.get(worker.id)
+        if member is None:
+            member = self._new_member(worker, self._positions)
+            self._positions += 1
+        elif member.worker is not worker:
+            self._unlist(member)
+            member = self._new_member(worker, member.position)
+        self._list(member)
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker; unknown ids are passed over."""
-        self._workers.pop(worker_id, None)
-        self._index()
+        member = self._members.pop(worker_id, None)
+        if member is not None:
+            self._unlist(member)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        return tuple(self._workers.values())
+        return tuple(member.worker for member in self._members.values())
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of all models, sorted."""
-        return tuple(sorted(self._by_model))
+        return tuple(sorted(self._served))
 
     def serving(self, model: str) -> tuple[Worker, ...]:
         """The workers of a model, in whatever state; empty if none is listed for it."""
-        return self._by_model.get(model, ())
+        served = self._served.get(model)
+        return () if served is None else served.workers
 
     def since(self, model: str) -> int:
         """When the model was first listed: Unix time in seconds."""
@@ -54,15 +83,99 @@ class Registry:
     @property
     def ready(self) -> bool:
         """Every model has a worker that takes requests."""
-        return bool(self._by_model) and all(
-            any(worker.state is WorkerState.READY for worker in workers) for workers in self._by_model.values()
+        return bool(self._served) and all(
+            any(worker.state is WorkerState.READY for worker in served.workers) for served in self._served.values()
         )
 
-    def _index(self) -> None:
-        models: dict[str, list[Worker]] = {}
-        for worker in self._workers.values():
-            for name in dict.fromkeys(worker.names + worker.adapters):
-                models.setdefault(name, []).append(worker)
-        for name in models:
-            self._since.setdefault(name, int(time.time()))
-        self._by_model = {name: tuple(workers) for name, workers in models.items()}
+    # ---------------------------------------------------------------------------- what is seen of workers
+
+    def look(self, model: str) -> Served | None:
+        """A model, as its workers are now by what they have told; None if none is listed for it."""
+        if self._changed:
+            changed = tuple(self._changed)
+            self._changed.clear()
+            for member in changed:
+                self.look_at(member)
+        return self._served.get(model)
+
+    def look_at(self, member: Member) -> bool:
+        """See what a worker is now. Whether that is news."""
+        before, seen = member.seen, member.look()
+        if seen == before or not member.names:  # in the latter case it is not listed any more
+            return False
+        self._remember(member, before)
+        served = [self._served[name] for name in member.names]
+        if seen.kind != before.kind or seen.speed != before.speed:  # hardly ever
+            for each in served:
+                each.leave(member)
+            member.seen = seen
+            for each in served:
+                each.join(member)
+            return True
+        pools = [pool for each in served for pool in each.pools.values() if seen.kind in pool.kinds]
+        if seen.full == before.full:
+            member.seen = seen
+            for pool in pools:
+                pool.standing(seen).change(member, before)
+        else:
+            for pool in pools:
+                pool.standing(before).remove(member)
+            member.seen = seen
+            for pool in pools:
+                pool.standing(seen).add(member)
+        return True
+
+    def as_seen(self, model: str, changes: int) -> list[tuple[str, Seen]] | None:
+        """The workers of a model by id, as they were seen when there had been so many `changes`.
+
+        None if that is too long ago.
+        """
+        back = self.changes - changes
+        if back > len(self._past):
+            return None
+        seen: dict[str, Seen | None] = {member.id: member.seen for member in self._members_of(model)}
+        for id_, models, before in islice(reversed(self._past), back):
+            if model in models:
+                seen[id_] = before
+        return [(id_, each) for id_, each in seen.items() if each is not None]
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _new_member(self, worker: Worker, position: int) -> Member:
+        member = self._members[worker.id] = Member(worker, position)
+        member.changed = worker.on_change = partial(self._changed.setdefault, member, None)
+        return member
+
+    def _list(self, member: Member) -> None:
+        """Under all names that its worker has now."""
+        names, is_new = tuple(dict.fromkeys(member.worker.names + member.worker.adapters)), not member.names
+        self._drop(member, (name for name in member.names if name not in names))
+        for name in names:
+            if name not in member.names:
+                self._since.setdefault(name, int(time.time()))
+                self._served.setdefault(name, Served()).add(member)
+        member.names = names
+        if is_new:
+            self._remember(member, None)
+        member.changed()
+
+    def _unlist(self, member: Member) -> None:
+        self._remember(member, member.seen)
+        self._drop(member, member.names)
+        member.names = ()
+        member.worker.on_change = nobody
+
+    def _drop(self, member: Member, names: Iterable[str]) -> None:
+        for name in names:
+            served = self._served[name]
+            served.remove(member)
+            if not served.members:
+                del self._served[name]
+
+    def _members_of(self, model: str) -> list[Member]:
+        served = self._served.get(model)
+        return [] if served is None else served.members
+
+    def _remember(self, member: Member, before: Seen | None) -> None:
+        self._past.append((member.id, member.names, before))
+        self.changes += 1

@@ -163,7 +163,7 @@ def begin_answer(dispatcher: Dispatcher, model: str, requests: Sequence[Generate
             ever hold; nothing was sent and nothing runs.
     """
     try:
-        if len(requests) > 1 and len(requests) > (capacity := dispatcher.capacity(model)):
+        if len(requests) > 1 and len(requests) > (capacity := dispatcher.capacity(model, len(requests))):
             raise InvalidRequest(f"This makes {len(requests)} answers; {model!r} holds at most {capacity}.", param="n")
         for request, sink in zip(requests, tuple(reply.sinks), strict=True):
             if reply.done:  # one of the choices has failed already

@@ -6,6 +6,7 @@ sinks: `Worker.start` returns at once and everything else, errors included, arri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
@@ -63,6 +64,9 @@ class Worker(Protocol):
     """And its engine's adapters; none before it was ready once."""
     speed: float
     """Relative to other workers of the same model; policies weigh by it."""
+    on_change: Callable[[], object]
+    """Called whenever `state`, `info`, `queue_length`, `full` or `speed` may be others than before: by whoever has
+    listed the worker it is set. It must not raise, and does next to nothing."""
 
     @property
     def state(self) -> WorkerState: ...

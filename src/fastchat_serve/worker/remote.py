@@ -25,6 +25,7 @@ from fastchat_serve.errors import ServeError, Unavailable
 from fastchat_serve.protocol.link import Detokenize, Embed, LinkBroken, Load, Statement, Tokenize
 from fastchat_serve.worker.base import WorkerLoad, WorkerState
 from fastchat_serve.worker.caller import Caller
+from fastchat_serve.worker.watched import Watched
 
 __all__ = ["LOST", "RemoteWorker"]
 
@@ -34,7 +35,7 @@ LOST = "Nothing is heard of its process."
 """The reason of a worker whose host is silent."""
 
 
-class RemoteWorker:
+class RemoteWorker(Watched):
     """See `base.Worker`, and `caller.Called`.
 
     Args:
@@ -48,7 +49,7 @@ class RemoteWorker:
     ) -> None:
         self.id, self.names, self.speed = id_, names, speed
         self.adapters: tuple[str, ...] = ()
-        self.state = self._before = WorkerState.LOADING
+        self._before = WorkerState.LOADING
         self.reason = ""
         self.restarts = 0
         self.protocol_errors = 0
@@ -78,10 +79,12 @@ class RemoteWorker:
         self._slots, self._queue_limit = said.slots, said.queue_limit
         self.restarts, self.protocol_errors = said.restarts, said.protocol_errors
         self.back_in_s = max(said.back_in_s, 1.0)
+        self.on_change()
 
     def loaded(self, said: Load) -> None:
         self._others = max(0, said.running + said.waiting - said.of_caller)
         self._engine_load = said.engine
+        self.on_change()
 
     def lost(self) -> None:
         if self.state in (WorkerState.READY, WorkerState.DRAINING):
@@ -99,12 +102,15 @@ class RemoteWorker:
         if self.state is not WorkerState.FAILED:
             self.state, self.reason = WorkerState.LOST, LOST
         self._others, self._engine_load = 0, EngineLoad()
+        self.on_change()
 
     def begun(self) -> None:
         self._under_way += 1
+        self.on_change()
 
     def over(self) -> None:
         self._under_way -= 1
+        self.on_change()
         if not self._under_way:
             self._idle.set()
 

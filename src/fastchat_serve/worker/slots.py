@@ -47,12 +47,19 @@ class Slots:
 
     Args:
         clock: Monotonic time in seconds; used to learn how long a slot is held.
+        changed: Called when others run or wait than before.
     """
 
-    def __init__(self, count: int, queue_limit: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        count: int,
+        queue_limit: int,
+        clock: Callable[[], float],
+        changed: Callable[[], object] = lambda: None,
+    ) -> None:
         self.count, self.queue_limit = count, queue_limit
         self.running = self.waiting = 0
-        self._clock = clock
+        self._clock, self._changed = clock, changed
         self._queue: FairQueue[Ticket] = FairQueue()
         self._mean_held_s = 1.0
         self._granted_at_sum = 0.0  # over those that run
@@ -79,6 +86,7 @@ class Slots:
                 raise self._overloaded(f"All {self.count} slots are busy and {self.waiting} requests wait already.")
             self.release(gives_way)
         ticket.held = True
+        self._changed()
         if self.running < self.count and not self._granting:
             self._grant(ticket)
             return
@@ -92,6 +100,7 @@ class Slots:
         if not ticket.held:
             return
         ticket.held = False
+        self._changed()
         if ticket.granted_at is None:
             self.waiting -= 1
             self._queue.remove(ticket)

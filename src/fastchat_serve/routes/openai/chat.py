@@ -92,7 +92,7 @@ def generate_requests(
 ) -> list[GenerateRequest]:
     """One request of the contract per choice. Raises `InvalidRequest` kinds."""
     limits = service.limits
-    worker = service.dispatcher.able(request.model)[0]  # an unknown model is the first thing to say
+    worker = service.dispatcher.an_able(request.model)  # an unknown model is the first thing to say
     _refuse_unknown_ways(request)
     if len(request.messages) > limits.max_messages:
         raise InvalidRequest(f"messages has more than {limits.max_messages} entries.", param="messages")
@@ -278,7 +278,7 @@ def wire_usage(usage: Usage) -> wire.Usage:
 
 
 def _tool_parser(model: str, service: Service) -> ToolParserFactory | None:
-    worker = service.dispatcher.able(model, frozenset({Capability.TOOLS}))[0]
+    worker = service.dispatcher.an_able(model, frozenset({Capability.TOOLS}))
     if Capability.TOOL_CALLS in worker.info.capabilities:
         return None
     name = worker.tool_parser

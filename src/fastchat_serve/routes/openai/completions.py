@@ -89,7 +89,7 @@ def _tokens(ids: tuple[int, ...], param: str) -> TokenPrompt:
 def _generate_requests(request: wire.CompletionRequest, service: Service, exchange: Exchange) -> list[GenerateRequest]:
     """One request of the contract per choice, prompt by prompt. Raises `InvalidRequest` kinds."""
     limits, n = service.limits, request.n or 1
-    worker = service.dispatcher.able(request.model)[0]
+    worker = service.dispatcher.an_able(request.model)
     if request.suffix:
         raise Unsupported("suffix is not supported: no engine here fills in the middle.", param="suffix")
     if request.logprobs is not None and request.logprobs > limits.max_logprobs:

@@ -38,7 +38,7 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
         require_post(scope)
         exchange = AsgiExchange(scope, receive, send)
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        service.dispatcher.able(request.model)
+        service.dispatcher.an_able(request.model)
         prompts = prompts_of(request.input, service.limits.max_prompts, "input")
         wanted = EmbedRequest(
             id=f"embd-{exchange.unique_id}",
