@@ -143,7 +143,7 @@ class Child:
         host.link = self._link
         if self._refusing:
             worker.refuse()
-        self._tasks.start_soon(host.run)
+        host.keep_announcing()
         return host
 
     def _make(self, wanted: Open) -> LocalWorker:

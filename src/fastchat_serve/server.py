@@ -95,6 +95,7 @@ class HttpServer:
         tls = serving_context(application.config)
         self._scheme = "http" if tls is None else "https"
         self._drain_s = config.drain_s
+        self._links = {} if application.links is None else application.links.paths
         self._limits = limits or ConnectionLimits()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -120,7 +121,7 @@ class HttpServer:
             limits=self._limits,
             hot=application.hot,
             door=application.door,
-            links=application.links.paths if application.links is not None else {},
+            links=self._links,
         )
 
     @property

@@ -23,6 +23,7 @@ SUBJECTS = {
     "streams": "the same beside a bare ASGI app",
     "disconnects": "how soon a slot is free after its client left",
     "startup": "time, CPU and memory to the first 200",
+    "fleet": "what thousands of nodes cost a controller and an API process",
     "dispatch": "the choice of a worker, by policy and number of workers",
     "overload": "goodput and refusals far beyond capacity",
     "hf": "tokens per second of the HF engine",

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from msgspec import Struct
 
-__all__ = ["API_KEY", "Server", "bare", "cpu_s", "ours", "rss_mb"]
+__all__ = ["API_KEY", "Server", "bare", "configured", "cpu_s", "ours", "rss_mb"]
 
 API_KEY = "sk-bench"
 START_TIMEOUT_S = 60.0
@@ -49,10 +49,17 @@ class Server(Struct, frozen=True):
 @contextmanager
 def ours(workers: str, *, core: int | None = None) -> Iterator[Server]:
     """fastchat-serve with these ``[[worker]]`` tables, keys and metrics on, pinned to `core`."""
+    with configured(f'[controller]\n[api]\nkeys = ["{API_KEY}"]\n{workers}', core=core) as server:
+        yield server
+
+
+@contextmanager
+def configured(tables: str, *, core: int | None = None) -> Iterator[Server]:
+    """fastchat-serve with these tables, pinned to `core`."""
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "bench.toml"
-        config.write_text(f'[server]\nport = {port}\n[controller]\n[api]\nkeys = ["{API_KEY}"]\n{workers}')
+        config.write_text(f"[server]\nport = {port}\n{tables}")
         with _running("-m", "fastchat_serve", "--config", str(config), port=port, core=core) as server:
             yield server
 

@@ -71,7 +71,7 @@ async def called(**settings: Any) -> AsyncIterator[tuple[RemoteWorker, Caller]]:
         _, host.link = await loop.create_unix_connection(hosting, sock=theirs)
         _, caller.link = await loop.create_unix_connection(calling, sock=ours)
         remote.attach(caller)
-        tasks.start_soon(host.run)
+        host.keep_announcing()
         await until(lambda: remote.state is WorkerState.READY)
         try:
             yield remote, caller

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -166,10 +167,12 @@ def contract_problem(hello: Hello) -> str:
     )
 
 
+@lru_cache(maxsize=4096)
 def _is_loopback(url: str) -> bool:
     return _is_loopback_host(urlsplit(url).hostname or "")
 
 
+@lru_cache(maxsize=4096)
 def _is_loopback_host(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

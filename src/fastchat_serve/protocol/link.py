@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -413,6 +414,10 @@ def frames(messages: Sequence[object]) -> Iterator[bytes]:
         yield from frames(messages[half:])
 
 
+_decoder = cache(msgspec.msgpack.Decoder)
+"""By type: there are four kinds of links, and to make a decoder takes as long as thousands of messages."""
+
+
 class FrameReader(Generic[M]):
     """Bytes in, messages out, however the bytes are cut.
 
@@ -421,7 +426,7 @@ class FrameReader(Generic[M]):
     """
 
     def __init__(self, messages: type[list[M]]) -> None:
-        self._decode = msgspec.msgpack.Decoder(messages).decode
+        self._decode = _decoder(messages).decode
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[M]:

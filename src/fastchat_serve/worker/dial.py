@@ -11,6 +11,8 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -77,8 +79,9 @@ class Backoff:
 
 async def resolve(url: str) -> tuple[str, ...]:
     """All IP addresses of a URL's host: a name may stand for several processes. Raises `DialError`."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        return (str(ip_address(host)),)
     try:
         async with asyncio.timeout(DIAL_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, _port(url), type=socket.SOCK_STREAM)

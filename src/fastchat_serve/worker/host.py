@@ -85,15 +85,22 @@ class Host:
         self._embedding: dict[int, str] = {}
         """Workers of the calls that take a slot."""
         self._said: dict[str, tuple[Statement, Load]] = {}
-        self._gone = anyio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
-        """Announce changes until the link is gone."""
-        while not self._gone.is_set():
+    def keep_announcing(self) -> None:
+        """Announce what has changed, now and from now on, until the link is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.link.open:
+            return
+        try:
             self.announce()
-            idle_s = max(IDLE_S, self.link.ping_s)
-            with anyio.move_on_after(ANNOUNCE_S if self._is_busy() else idle_s):
-                await self._gone.wait()
+        except Unsendable:  # it will not say it otherwise at the next link
+            logger.exception("A worker cannot be called from other processes.")
+            self.link.abort("what a worker says of itself cannot be passed on")
+            return
+        delay_s = ANNOUNCE_S if self._is_busy() else max(IDLE_S, self.link.ping_s)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self.keep_announcing)
 
     def announce(self) -> None:
         """Say what has changed of the workers since it was said last.
@@ -127,7 +134,7 @@ class Host:
     # --------------------------------------------------------------------------------- the link's side
 
     def opened(self) -> None:
-        """Whoever made the link calls `run`."""
+        """Whoever made the link calls `keep_announcing`."""
 
     def receive(self, messages: Sequence[FromCaller]) -> None:
         for message in messages:
@@ -167,7 +174,8 @@ class Host:
 
     def closed(self, reason: str) -> None:
         """Nobody is left to hear: abort everything that this link asked for."""
-        self._gone.set()
+        if self._timer is not None:
+            self._timer.cancel()
         for outgoing in list(self._streams.values()):
             outgoing.abort()
         for scope in self._calls.values():

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve import __version__
 from fastchat_serve.engine import CONTRACT
-from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Hello, Leaving, Rejected, Unsendable, Welcome
+from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Hello, Leaving, Rejected, Welcome
 from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.host import Host
 from fastchat_serve.worker.link import Link
@@ -119,7 +119,7 @@ class Hosting:
         on_notice: Callable[[Notice], None],
         on_closed: Callable[[str], None],
     ) -> None:
-        self._node, self._tasks, self._address = node, tasks, address
+        self._node, self._address = node, address
         self._on_notice, self._on_closed = on_notice, on_closed
         self._host = Host(workers, tasks)
         self.link = self._host.link = Link(list[FromCaller], self)
@@ -129,25 +129,10 @@ class Hosting:
         self.link.send(self._node.hello(self._address(self.link.local_host)))
         if self._node.leaving:
             self.link.send(Leaving())
-        self._tasks.start_soon(self._run)
-
-    async def _run(self) -> None:
-        try:
-            await self._host.run()
-        except Unsendable as error:
-            self._give_up(error)
+        self.announce()
 
     def announce(self) -> None:
-        if self.link.open:
-            try:
-                self._host.announce()
-            except Unsendable as error:
-                self._give_up(error)
-
-    def _give_up(self, error: Unsendable) -> None:
-        """Of one engine that says of itself what nobody could read; it will not say it otherwise at the next link."""
-        logger.error("A worker cannot be called from other processes: %s", error)
-        self.link.abort("what a worker says of itself cannot be passed on")
+        self._host.keep_announcing()
 
     def give_up_if_silent(self) -> None:
         if self._silent_since is not None and asyncio.get_running_loop().time() - self._silent_since > PATIENCE_S:
