@@ -42,6 +42,10 @@ def read(tmp_path):
         (ECHO + "[worker.options]\ndelay = 1\n", r"config\.toml:8:.*worker\.0\.options\.delay"),
         (ECHO + 'tool_parser = "none"\n', r"config\.toml:7:.*worker\.0\.tool_parser.*known are"),
         (ECHO.replace("[controller]", '[controller]\npolicy = "best"'), r"config\.toml:3:.*policy.*shortest_queue"),
+        (
+            ECHO.replace("[controller]", '[controller.policies]\necho = "best"'),
+            r"config\.toml:3:.*controller\.policies\.echo.*shortest_queue",
+        ),
     ],
 )
 def test_a_config_that_names_what_is_not_there_is_refused_with_its_place(read, toml, says):

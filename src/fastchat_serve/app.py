@@ -16,11 +16,10 @@ from litestar.config.cors import CORSConfig
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 
-from fastchat_serve.config import Config
+from fastchat_serve.config import Config, Controller
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
-from fastchat_serve.controller.policies import POLICIES, prefix
-from fastchat_serve.controller.prefixes import Prefixes
+from fastchat_serve.controller.naming import policy_named
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.errors import StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
@@ -83,8 +82,7 @@ class Application:
         self.registry = Registry()
         report = progress or LogProgress()
         self.workers = [make_worker(config, index, self._plugins, report) for index in range(len(config.worker))]
-        policy = self._policy()
-        self.dispatcher = Dispatcher(self.registry, policy, prefixes=Prefixes() if policy is prefix else None)
+        self.dispatcher = self._dispatcher()
         self.watchdog = Watchdog()
         self.metrics = Metrics(self.registry, self.watchdog, self.dispatcher.moves)
         service = Service(
@@ -191,13 +189,17 @@ class Application:
         serves = self.config.api is not None or self.workers
         return not self._complaint and (self.registry.ready if serves else True)
 
-    def _policy(self) -> Policy:
-        name = self.config.controller.policy if self.config.controller is not None else "shortest_queue"
-        policy = POLICIES.get(name) or self._plugins.policy(name)
-        if policy is None:
-            known = ", ".join(sorted({*POLICIES, *self._plugins.policies}))
-            raise self.config.error(("controller", "policy"), f"there is no policy {name!r}; known are: {known}")
-        return policy
+    def _dispatcher(self) -> Dispatcher:
+        table = self.config.controller or Controller()
+
+        def named(name: str, *path: str) -> Policy:
+            try:
+                return policy_named(name, self._plugins)
+            except LookupError as error:
+                raise self.config.error(("controller", *path), str(error.args[0])) from None
+
+        policies = {model: named(name, "policies", model) for model, name in table.policies.items()}
+        return Dispatcher(self.registry, named(table.policy, "policy"), policies=policies)
 
     def _litestar(self, service: Service, cors: CORSConfig | None) -> Litestar:
         return _Litestar(

@@ -108,6 +108,8 @@ class Controller(_Table, frozen=True, kw_only=True):
     policy: Name = "shortest_queue"
     """How a worker is picked: shortest_queue, least_work, power_of_two, round_robin, lottery, prefix, session, or a
     plugin's."""
+    policies: Mapping[Name, Name] = {}
+    """The same for single models, by the name that clients call the model: others than `policy`."""
 
 
 class Api(_Table, frozen=True, kw_only=True):

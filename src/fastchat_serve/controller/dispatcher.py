@@ -98,7 +98,6 @@ class Dispatcher:
         registry: The workers.
         policy: Chooses among those that are ready and able.
         rng: Where policies draw chance from.
-        prefixes: What workers have read, for the policy `prefix`; by default nothing yet.
         policies: Those of models that have another one.
         clock: Monotonic time in seconds.
 
@@ -112,7 +111,6 @@ class Dispatcher:
         registry: Registry,
         policy: Policy,
         rng: random.Random | None = None,
-        prefixes: Prefixes | None = None,
         *,
         policies: Mapping[str, Policy] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
@@ -122,7 +120,7 @@ class Dispatcher:
         self.decisions = Decisions()
         self._note = self.decisions.note
         self._policy, self._policies = policy, policies
-        self._prefixes = prefixes or Prefixes()
+        self._prefixes = Prefixes()
         self._random = rng or random.Random()
         self._turns: Counter[str] = Counter()
 
