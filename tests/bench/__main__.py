@@ -20,6 +20,7 @@ from tests.bench.tables import show_report, show_summary
 
 SUBJECTS = {
     "gateway": "a request and a token on the whole path, beside other servers (needs the harness)",
+    "split": "an API process in front of workers in other processes, beside gateways (needs the harness)",
     "streams": "the same beside a bare ASGI app",
     "disconnects": "how soon a slot is free after its client left",
     "startup": "time, CPU and memory to the first 200",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import subprocess
 import sys
 import time
@@ -11,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.bench.report import Plan, Report, Row, Verdict
-from tests.bench.servers import Server, configured, cpu_s, rss_mb
+from tests.bench.servers import configured, cpu_s, ready, rss_mb
 
 __all__ = ["measure"]
 
@@ -41,7 +39,7 @@ def measure(plan: Plan) -> Report:
         swarm.stdin.flush()
         listed_s = {}
         for name, server in (("controller", controller), ("api", api)):
-            while _listed(server) < count:
+            while ready(server, "dummy") < count:
                 time.sleep(LOOK_S)
             listed_s[name] = time.perf_counter() - began
         joined = {server.pid: cpu_s(server.pid) - spent[server.pid] for server in (controller, api)}
@@ -88,13 +86,3 @@ def _swarm(url: str, count: int) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
-
-
-def _listed(server: Server) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    try:
-        connection.request("GET", "/ready")
-        states = json.loads(connection.getresponse().read())["models"].get("dummy", [])
-        return len([state for state in states if state == "ready"])
-    finally:
-        connection.close()

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from tests.bench.harness import PEERS, Cell, Harness, HarnessError, running
+from tests.bench.harness import PEERS, Cell, Harness, HarnessError, Peer, running
 from tests.bench.report import Plan, Report, Row, Verdict
 from tests.bench.servers import Server, ours
 
-__all__ = ["WORKERS", "WORKLOADS", "measure", "report"]
+__all__ = ["OURS", "WORKERS", "WORKLOADS", "Workload", "measure", "measure_cells", "report"]
 
 OURS = "fastchat-serve"
 WORKERS = """
@@ -40,14 +40,16 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     name: str
     streamed: bool
-    sglang: tuple[float, float]
-    """sglang-router / ours: at least, and the stretch."""
-    nginx: tuple[float, float] | None = None
-    """nginx / ours."""
+    at_least: Mapping[str, tuple[float, float]]
+    """By peer, its cost / ours: the bar, and the stretch."""
     mock: tuple[float, float] | None = None
     """ours / mock: at most, and what the best prototype reached where that was set down."""
+    added_ttft_ms: float | None = None
+    """TTFT p50 beyond the mock's own: at most."""
     lag_p99_ms: float | None = None
     rss_mb: float | None = None
+    leaves_out: frozenset[str] = frozenset()
+    """Peers that cannot hold it."""
 
     @property
     def unit(self) -> str:
@@ -61,19 +63,25 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 WORKLOADS = (
-    Workload(name="chat-c32", streamed=False, sglang=(1.3, 1.75), nginx=(0.3, 0.4), mock=(5.0, 3.7)),
-    Workload(name="stream-c32", streamed=True, sglang=(0.7, 1.05)),
+    Workload(
+        name="chat-c32", streamed=False, at_least={"sglang-router": (1.3, 1.75), "nginx": (0.3, 0.4)}, mock=(5.0, 3.7)
+    ),
+    Workload(name="stream-c32", streamed=True, at_least={"sglang-router": (0.7, 1.05)}),
     Workload(
         name="paced-1000",
         streamed=True,
-        sglang=(1.25, 2.0),
-        nginx=(0.9, 1.4),
+        at_least={"sglang-router": (1.25, 2.0), "nginx": (0.9, 1.4)},
         mock=(2.0, 1.25),
         lag_p99_ms=6.0,
         rss_mb=100.0,
     ),
-    Workload(name="paced-256", streamed=True, sglang=(1.3, 2.2), nginx=(0.8, 1.4)),
-    Workload(name="prompt100k-c8", streamed=False, sglang=(1.5, 2.1), nginx=(0.65, 0.9), mock=(1.8, 1.25)),
+    Workload(name="paced-256", streamed=True, at_least={"sglang-router": (1.3, 2.2), "nginx": (0.8, 1.4)}),
+    Workload(
+        name="prompt100k-c8",
+        streamed=False,
+        at_least={"sglang-router": (1.5, 2.1), "nginx": (0.65, 0.9)},
+        mock=(1.8, 1.25),
+    ),
 )
 Cells = dict[tuple[str, str], list[Cell]]
 """By workload and server, one per round."""
@@ -83,7 +91,7 @@ def measure(plan: Plan) -> Report:
     """Without the harness there is nothing to compare with, and the report says so."""
     try:
         with running(plan.harness) as harness, ours(WORKERS, core=harness.gateway_core) as product:
-            cells, problems = _measure_cells(plan, harness, product)
+            cells, problems = measure_cells(plan, harness, product, WORKLOADS)
             complaints = product.complaints()
             said = [f"{OURS} logged {len(complaints)} complaints, first: {complaints[0]}"] if complaints else []
             return report(cells, [*harness.missing, *problems, *said])
@@ -91,15 +99,19 @@ def measure(plan: Plan) -> Report:
         return Report(tables={}, notes=[f"Not measured: {error}"])
 
 
-def _measure_cells(plan: Plan, harness: Harness, product: Server) -> tuple[Cells, list[str]]:
+def measure_cells(
+    plan: Plan, harness: Harness, product: Server, workloads: Sequence[Workload]
+) -> tuple[Cells, list[str]]:
     """All cells, and what went wrong with those that are missing."""
     cells: Cells = {}
     problems = []
     servers = [(OURS, product.url, str(product.pid))]
     servers += [(peer.name, peer.url, harness.pids(peer)) for peer in harness.peers]
     for number in range(plan.rounds):
-        for workload in WORKLOADS:
+        for workload in workloads:
             for name, url, pids in servers:
+                if name in workload.leaves_out:
+                    continue
                 plan.progress(f"round {number + 1} of {plan.rounds}: {workload.name}: {name}")
                 options = workload.options(quick=plan.quick)
                 if name == OURS:
@@ -113,21 +125,23 @@ def _measure_cells(plan: Plan, harness: Harness, product: Server) -> tuple[Cells
     return cells, problems
 
 
-def report(cells: Cells, notes: list[str]) -> Report:
+def report(
+    cells: Cells, notes: list[str], workloads: Sequence[Workload] = WORKLOADS, peers: Sequence[Peer] = PEERS
+) -> Report:
     """Tables and verdicts of what was measured; what was not is a gap in them."""
     whys = {
         f"{name}, {workload}: {why}" for (workload, name), found in cells.items() for cell in found for why in cell.why
     }
-    servers = [OURS, *(peer.name for peer in PEERS)]
-    tables = {"CPU per unit, median of the rounds": _cost_table(cells, servers)}
-    for workload in WORKLOADS:
+    servers = [OURS, *(peer.name for peer in peers)]
+    tables = {"CPU per unit, median of the rounds": _cost_table(cells, servers, workloads)}
+    for workload in workloads:
         rows = [
             _delay_row(workload, name, cells[found]) for name in servers if (found := (workload.name, name)) in cells
         ]
         tables[f"{workload.name}: rate and delay of the best round, memory"] = rows
     return Report(
         tables=tables,
-        verdicts=[verdict for workload in WORKLOADS for verdict in _verdicts(workload, cells)],
+        verdicts=[verdict for workload in workloads for verdict in _verdicts(workload, cells)],
         notes=[*notes, *sorted(whys)],
         raw=[
             {"workload": workload, "server": name, "round": number, **msgspec.to_builtins(cell)}
@@ -142,13 +156,13 @@ def _cost(cells: Cells, workload: Workload, name: str) -> float:
     return _median(cells.get((workload.name, name), []), lambda cell: cell.cpu_per_unit) or math.nan
 
 
-def _cost_table(cells: Cells, servers: list[str]) -> list[Row]:
+def _cost_table(cells: Cells, servers: list[str], workloads: Sequence[Workload]) -> list[Row]:
     """A row per server, a column per workload; and how much of a core others used meanwhile."""
     rows: list[Row] = [
-        {"server": name, **{f"{w.name}, {w.unit}": _cost(cells, w, name) for w in WORKLOADS}} for name in servers
+        {"server": name, **{f"{w.name}, {w.unit}": _cost(cells, w, name) for w in workloads}} for name in servers
     ]
     others: Row = {"server": "(others' CPU, %)"}
-    for workload in WORKLOADS:
+    for workload in workloads:
         found = [cell for name in servers for cell in cells.get((workload.name, name), [])]
         others[f"{workload.name}, {workload.unit}"] = _median(found, lambda cell: cell.other_cpu_pct)
     return [*rows, others]
@@ -174,7 +188,7 @@ def _delay_row(workload: Workload, name: str, found: list[Cell]) -> Row:
 def _verdicts(workload: Workload, cells: Cells) -> list[Verdict]:
     """Only of what was measured."""
     mine = cells.get((workload.name, OURS), [])
-    costs = {name: _cost(cells, workload, name) for name in (OURS, *(peer.name for peer in PEERS))}
+    ours_cost = _cost(cells, workload, OURS)
     verdicts = []
 
     def judge(what: str, measured: float, bar: float | None, stretch: float | None = None, **more: Any) -> None:
@@ -182,10 +196,15 @@ def _verdicts(workload: Workload, cells: Cells) -> list[Verdict]:
             what = f"{workload.name}: {what}"
             verdicts.append(Verdict(what=what, measured=measured, bar=bar, stretch=stretch, **more))
 
-    judge("ours / mock", costs[OURS] / costs["mock"], *(workload.mock or (None,)), at_most=True)
-    judge("ours / asgi/fast", costs[OURS] / costs["asgi/fast"], None, at_most=True)
-    judge("sglang-router / ours", costs["sglang-router"] / costs[OURS], *workload.sglang)
-    judge("nginx / ours", costs["nginx"] / costs[OURS], *(workload.nginx or (None,)))
+    judge("ours / mock", ours_cost / _cost(cells, workload, "mock"), *(workload.mock or (None,)), at_most=True)
+    judge("ours / asgi/fast", ours_cost / _cost(cells, workload, "asgi/fast"), None, at_most=True)
+    for peer in dict.fromkeys(["sglang-router", "nginx", *workload.at_least]):
+        judge(f"{peer} / ours", _cost(cells, workload, peer) / ours_cost, *workload.at_least.get(peer, (None,)))
+    if workload.added_ttft_ms is not None:
+        added = _best(mine, lambda cell: cell.ttft_p50) - _best(
+            cells.get((workload.name, "mock"), []), lambda cell: cell.ttft_p50
+        )
+        judge("added time to the first token", added, workload.added_ttft_ms, at_most=True, unit="ms")
     if workload.lag_p99_ms is not None:
         judge("token lag p99", _best(mine, lambda cell: cell.lag_p99), workload.lag_p99_ms, at_most=True, unit="ms")
     if workload.rss_mb is not None:

@@ -20,10 +20,20 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-__all__ = ["PEERS", "SGLANG_PYTHON", "Cell", "Harness", "HarnessError", "Peer", "running"]
+__all__ = ["ENVIRONMENTS", "GATEWAYS", "PEERS", "SGLANG_PYTHON", "Cell", "Harness", "HarnessError", "Peer", "running"]
 
 SGLANG_PYTHON = "FASTCHAT_BENCH_SGLANG_PYTHON"
 """Environment variable: the interpreter of an environment that has sglang-router."""
+VLLM_ROUTER_PYTHON = "FASTCHAT_BENCH_VLLM_ROUTER_PYTHON"
+LITELLM_PYTHON = "FASTCHAT_BENCH_LITELLM_PYTHON"
+FASTCHAT_PYTHON = "FASTCHAT_BENCH_FASTCHAT_PYTHON"
+ENVIRONMENTS = {
+    "sglang": ("sglr", SGLANG_PYTHON),
+    "vllmr": ("vllmr", VLLM_ROUTER_PYTHON),
+    "litellm": ("litellm", LITELLM_PYTHON),
+    "fastchat": ("fastchat1", FASTCHAT_PYTHON),
+}
+"""By service: what the harness calls its environment, and the variable that says where it is."""
 SCRIPTS = (
     "gateway_bench.py",
     "mock_engine.py",
@@ -65,6 +75,15 @@ PEERS = (
     Peer(name="sglang-router", service="sglang", port=8101, also_needs=(29001,)),
     Peer(name="nginx", service="nginx", port=8106),
 )
+GATEWAYS = (
+    PEERS[0],
+    Peer(name="sglang-router", service="sglang", port=8101, also_needs=(29001,)),
+    Peer(name="vllm-router", service="vllmr", port=8102, also_needs=(29002,)),
+    Peer(name="LiteLLM", service="litellm", port=8103),
+    Peer(name="FastChat", service="fastchat", port=8104, also_needs=(8105,)),
+    Peer(name="nginx", service="nginx", port=8106),
+)
+"""In front of the mock's two processes, as we are in front of our workers."""
 
 
 class Cell(Struct, frozen=True, kw_only=True):
@@ -103,14 +122,15 @@ class Harness:
         peers: All that one would want.
 
     Attributes:
-        gateway_core: Where all gateways are pinned. Mock and client share another core, if there is one.
+        gateway_core: Where all gateways are pinned.
+        load_core: Another, if there is one: of mock and client.
         peers: Those that are up, the mock first.
         missing: Which are not here, and how to get them.
     """
 
     def __init__(self, folder: Path, peers: Sequence[Peer]) -> None:
         self._folder, self._wanted = folder, peers
-        self.gateway_core, self._load_core = (sorted(os.sched_getaffinity(0)) * 2)[:2]
+        self.gateway_core, self.load_core = (sorted(os.sched_getaffinity(0)) * 2)[:2]
         self.peers: list[Peer] = []
         self.missing: list[str] = []
 
@@ -120,10 +140,13 @@ class Harness:
         venvs.mkdir()
         (venvs / "gwbench").symlink_to(sys.prefix)  # the prototypes run on the same libraries as the product
         absent = {}
-        if python := os.environ.get(SGLANG_PYTHON):
-            (venvs / "sglr").symlink_to(Path(python).absolute().parents[1])
-        else:
-            absent["sglang"] = f"sglang-router: `nox -s bench` makes its environment; by hand, set {SGLANG_PYTHON}."
+        for service in self._services(self._wanted):
+            if service in ENVIRONMENTS:
+                folder, variable = ENVIRONMENTS[service]
+                if python := os.environ.get(variable):
+                    (venvs / folder).symlink_to(Path(python).absolute().parents[1])
+                else:
+                    absent[service] = f"{service}: `nox -s bench` makes its environment; by hand, set {variable}."
         if shutil.which("nginx") is None:
             absent["nginx"] = "nginx: `apt-get install nginx`."
         self.missing = list(absent.values())
@@ -153,7 +176,7 @@ class Harness:
             HarnessError: It gave no result.
         """
         mock = self.pids(self.peers[0])
-        command = [sys.executable, "gateway_bench.py", "--json", "--core", str(self._load_core)]
+        command = [sys.executable, "gateway_bench.py", "--json", "--core", str(self.load_core)]
         command += ["--target", url, "--workload", workload, "--pid", pids, "--mock-pid", "" if pids == mock else mock]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         try:
@@ -164,11 +187,11 @@ class Harness:
             raise HarnessError(f"{workload} at {url}: {done.stderr.strip()}")
         return msgspec.json.decode(done.stdout, type=Cell)
 
-    def _services(self) -> list[str]:
-        return list(dict.fromkeys(peer.service for peer in self.peers))
+    def _services(self, peers: Sequence[Peer] | None = None) -> list[str]:
+        return list(dict.fromkeys(peer.service for peer in (self.peers if peers is None else peers)))
 
     def _script(self, action: str, service: str) -> None:
-        cores = {"CORE": str(self.gateway_core), "MOCKCORE": str(self._load_core)}
+        cores = {"CORE": str(self.gateway_core), "MOCKCORE": str(self.load_core)}
         done = subprocess.run(
             ["bash", "peers.sh", action, service],
             cwd=self._folder,

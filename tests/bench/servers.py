@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 from msgspec import Struct
 
-__all__ = ["API_KEY", "Server", "bare", "configured", "cpu_s", "ours", "rss_mb"]
+__all__ = ["API_KEY", "Server", "bare", "configured", "cpu_s", "listed", "ours", "ready", "rss_mb"]
 
 API_KEY = "sk-bench"
 START_TIMEOUT_S = 60.0
@@ -70,6 +71,26 @@ def bare() -> Iterator[Server]:
     port = _free_port()
     with _running(str(Path(__file__).with_name("bare_app.py")), str(port), port=port) as server:
         yield server
+
+
+def listed(server: Server, model: str, count: int = 1) -> None:
+    """Wait until so many workers of a model are ready there."""
+    began = time.perf_counter()
+    while ready(server, model) < count:
+        if time.perf_counter() - began > START_TIMEOUT_S:
+            raise RuntimeError(f"{model} is not served by {count} workers after {START_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
+
+
+def ready(server: Server, model: str) -> int:
+    """How many workers of a model are ready there."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request("GET", "/ready")
+        states = msgspec.json.decode(connection.getresponse().read())["models"].get(model, [])
+        return len([state for state in states if state == "ready"])
+    finally:
+        connection.close()
 
 
 def cpu_s(pid: int) -> float:
