@@ -52,7 +52,7 @@ class Client:
     """
 
     def __init__(self, dial: Dial, place: str) -> None:
-        headers = {"user-agent": f"fastchat-serve/{__version__}"}
+        headers = {"user-agent": f"fastchat-serve/{__version__}", "accept-encoding": "identity"}
         base = httpx.URL(place)
         named = f"[{dial.host}]" if ":" in dial.host else dial.host
         headers["host"] = named if base.port is None else f"{named}:{base.port}"

@@ -123,6 +123,10 @@ class FastChatEngine:
             raise EngineError("The FastChat worker sent vectors of another number or length.")
         return Embeddings(vectors.tobytes(), dimensions, tokens)
 
+    async def count(self, prompt: TextPrompt | ChatPrompt) -> int:
+        """How many tokens the worker makes of `prompt`; 0 if it cannot tell. Raises `ServeError`."""
+        return await self._count(self._text(prompt)[0])
+
     async def _vectors(self, wanted: wire.EmbedParams, request_id: str) -> wire.EmbedReply:
         """As long as that may take: `Timeouts` bounds it."""
         content = await self._client.post("/worker_get_embeddings", wanted, within_s=None)
@@ -137,7 +141,7 @@ class FastChatEngine:
         raise _failed(failure.error_code, failure.text, request_id)
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        prompt, template = self._prompt(request)
+        prompt, template = self._text(request.prompt)
         max_tokens = await self._room(request, prompt)
         params = _params(request, self._about.name, prompt, max_tokens, template)
         text, stop = Cumulative(), StopStrings(request.sampling.stop)
@@ -164,17 +168,18 @@ class FastChatEngine:
             usage=usage,
         )
 
-    def _prompt(self, request: GenerateRequest) -> tuple[str, wire.Conversation | None]:
+    def _text(self, prompt: TextPrompt | TokenPrompt | ChatPrompt) -> tuple[str, wire.Conversation | None]:
         """The text to continue, and the template that it was written with."""
-        if isinstance(request.prompt, ChatPrompt):
-            template = self._about.template
-            assert template is not None  # or the worker would not say that it can chat
-            if request.prompt.continue_final:
-                raise Unsupported("This model's template cannot leave the last message open.", param="messages")
-            if request.prompt.template_options:
-                raise Unsupported("This model's template has nothing to set.", param="chat_template_kwargs")
-            return render(template, request.prompt.messages), template
-        return _text(request.prompt), None
+        if not isinstance(prompt, ChatPrompt):
+            return _text(prompt), None
+        template = self._about.template
+        if template is None:
+            raise Unsupported("This model has no chat template, so it cannot chat.", param="messages")
+        if prompt.continue_final:
+            raise Unsupported("This model's template cannot leave the last message open.", param="messages")
+        if prompt.template_options:
+            raise Unsupported("This model's template has nothing to set.", param="chat_template_kwargs")
+        return render(template, prompt.messages), template
 
     async def _room(self, request: GenerateRequest, prompt: str) -> int:
         """How many tokens to ask for. Raises `ContextOverflow`."""

@@ -43,7 +43,11 @@ _SLOWEST: Final = 0.001
 
 
 class FastChatWorker(LocalWorker):
-    """One model of a peer. Its queue is longer than what we know of: other front ends use it as well."""
+    """One model of a peer. Its queue is longer than what we know of: other front ends use it as well.
+
+    Attributes:
+        count: Its tokenizer is not to be had, but it counts. See `FastChatEngine.count`.
+    """
 
     def __init__(self, engine: FastChatEngine, name: str, address: str, config: FastChat) -> None:
         super().__init__(
@@ -55,6 +59,7 @@ class FastChatWorker(LocalWorker):
             tool_parser="",
         )
         self.id = f"{name}@{address}"
+        self.count = engine.count
         self._others = 0
 
     @property
@@ -69,6 +74,7 @@ class FastChatWorker(LocalWorker):
     def report(self, others: int, speed: float) -> None:
         """What its process says: how many requests of others it has."""
         self._others, self.speed = others, max(speed, _SLOWEST)
+        self.on_change()
 
 
 class Peer:

@@ -44,6 +44,7 @@ class Registrar:
         self._port: int | None = None
         self._listening = anyio.Event()
         self._left = False
+        self._retry_s = FIRST_RETRY_S
 
     def listening(self, port: int) -> None:
         """This server answers there from now on."""
@@ -57,18 +58,14 @@ class Registrar:
     async def run(self) -> None:
         """Stay registered until cancelled."""
         await self._listening.wait()
-        retry_s, complained = FIRST_RETRY_S, False
         while not self._left:
             try:
                 await self._stay()
             except ServeError as error:
-                if not complained:
-                    complained = True
+                if self._retry_s == FIRST_RETRY_S:
                     logger.warning("FastChat's controller %s: %s Trying on.", self._controller, error)
-                await anyio.sleep(retry_s)
-                retry_s = min(2 * retry_s, LAST_RETRY_S)
-            else:
-                retry_s, complained = FIRST_RETRY_S, False
+                await anyio.sleep(self._retry_s)
+                self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     async def _stay(self) -> None:
         """Register, and let it hear of us as long as it knows us. Returns when it does not. Raises `ServeError`."""
@@ -80,6 +77,7 @@ class Registrar:
         async with Client(dial, dial.places[0]) as client:
             ours = self._config.advertise or await self._address(dial.places[0])
             await client.call("/register_worker", self._registration(ours), Any)
+            self._retry_s = FIRST_RETRY_S
             logger.info("Registered as %s at FastChat's controller %s.", ours, self._controller)
             while not self._left:
                 if await self._changed(models):

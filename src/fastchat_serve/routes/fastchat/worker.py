@@ -12,6 +12,7 @@ from litestar.types import Receive, Scope, Send
 from fastchat_serve.engine import Capability, ChatPrompt, EmbedRequest, TextPrompt, Usage
 from fastchat_serve.errors import InvalidRequest, ServeError, Unsupported
 from fastchat_serve.fastchat.carried import CARRIER, PLAIN, prompt_from
+from fastchat_serve.fastchat.peer import FastChatWorker
 from fastchat_serve.fastchat.served import models_served, workers_of
 from fastchat_serve.protocol import fastchat as wire
 from fastchat_serve.routes.asgi import AsgiExchange
@@ -45,10 +46,11 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
         return models[0] if asked is None else asked
 
     async def count(asked: wire.CountRequest, _: Call) -> wire.CountReply:
-        model = model_of(asked.model)
-        workers_of(registry, model)
+        model, prompt = model_of(asked.model), prompt_from(asked.prompt)
+        worker = workers_of(registry, model)[0]
+        if isinstance(worker, FastChatWorker):
+            return wire.CountReply(await worker.count(prompt))
         try:
-            prompt = prompt_from(asked.prompt)
             return wire.CountReply(len(await dispatcher.tokenize(model, prompt)))
         except Unsupported:  # as FastChat's workers without a tokenizer say it
             return wire.CountReply(0)
