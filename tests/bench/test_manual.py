@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import gateway, split
 from tests.bench.__main__ import SUBJECTS, main
-from tests.bench.gateway import WORKLOADS
-from tests.bench.harness import PEERS, SGLANG_PYTHON
+from tests.bench.harness import ENVIRONMENTS, GATEWAYS, PEERS
 
 PAGE = files("fastchat_serve").joinpath("docs/bench.md").read_text(encoding="utf-8")
 CODE = set(re.findall(r"`([^`\n]+)`", PAGE))
@@ -25,7 +25,8 @@ def test_every_subject_workload_and_server_has_its_row() -> None:
         for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])
     }
 
-    named = SUBJECTS.keys() | {workload.name for workload in WORKLOADS} | {peer.name for peer in PEERS}
+    workloads = {workload.name for workload in (*gateway.WORKLOADS, *split.WORKLOADS)}
+    named = SUBJECTS.keys() | workloads | {peer.name for peer in (*PEERS, *GATEWAYS)}
     assert named <= rows
 
 
@@ -39,15 +40,16 @@ def test_every_argument_is_documented(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_the_variables_that_name_other_servers_are_documented() -> None:
-    assert {SGLANG_PYTHON, "FASTCHAT_BENCH_VLLM_PYTHON"} <= CODE
+    assert {variable for _, variable in ENVIRONMENTS.values()} | {"FASTCHAT_BENCH_VLLM_PYTHON"} <= CODE
 
 
-def test_nox_knows_which_subjects_need_no_other_servers() -> None:
+def test_nox_knows_which_subjects_need_other_servers() -> None:
     tree = ast.parse((Path(__file__).parents[2] / "noxfile.py").read_text())
-    (value,) = (
-        node.value
+    said = {
+        ast.unparse(node.targets[0]): ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NEEDS_NO_PEER"
-    )
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("NEEDS_NO_PEER", "OTHER_SERVERS")
+    }
 
-    assert ast.literal_eval(value) == SUBJECTS.keys() - {"gateway"} | {"--help"}
+    assert said["OTHER_SERVERS"].keys() == {"gateway", "split"}
+    assert said["NEEDS_NO_PEER"] == SUBJECTS.keys() - said["OTHER_SERVERS"].keys() | {"--help"}
