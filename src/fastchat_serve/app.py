@@ -29,6 +29,7 @@ from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.cluster import cluster_handlers
+from fastchat_serve.routes.decisions import decision_handlers
 from fastchat_serve.routes.door import Door
 from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
 from fastchat_serve.routes.health import health_handlers
@@ -207,6 +208,7 @@ class Application:
                 *(route.handler() for route in self.hot.values()),
                 *((embeddings_route(service), *model_handlers(self.registry)) if self.config.api is not None else ()),
                 *cluster_handlers(self.registry),
+                *decision_handlers(self.dispatcher),
                 *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
                 self.metrics.handler(),
                 schema_handler(),

@@ -133,6 +133,7 @@ async def test_every_route_and_method_refuses_without_a_key(server):
         "/metrics/",
         "/schema",
         "/cluster/workers",
+        "/cluster/decisions/x",
     ],
 )
 async def test_no_way_of_writing_a_path_gets_by_without_a_key(server, path):

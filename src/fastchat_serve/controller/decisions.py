@@ -38,6 +38,8 @@ class Search(Struct):
     """Marks of the prompt, if the policy looks for who has read it."""
     policy: Policy | None = None
     """The one that chose last; None: there was nothing to choose."""
+    turn: int = 0
+    """Its `Draw.turn`."""
     known: Mapping[str, int] = {}
     """Characters of the prompt that workers had read then."""
 
@@ -76,7 +78,5 @@ class Decisions:
 
 
 def _is_of(own: str, wanted: str) -> bool:
-    if own == wanted:
-        return True
-    before, found, after = own.partition(wanted)
+    before, found, after = own.partition(wanted) if wanted else (own, "", "")
     return bool(found) and before[-1:] in ("", "-") and after[:1] in ("", "-", ".")

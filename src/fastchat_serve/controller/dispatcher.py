@@ -259,7 +259,7 @@ class Dispatcher:
 
     def _decide(self, model: str, standing: Standing, search: Search) -> Member:
         search.policy = policy = self._policies.get(model, self._policy)
-        turn = self._turns[model]
+        search.turn = turn = self._turns[model]
         self._turns[model] = turn + 1
         if search.wanted:
             search.known = standing.known = self._prefixes.known(search.wanted)
