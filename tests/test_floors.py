@@ -30,6 +30,7 @@ FLOORS = {
         "quiet",
         "tls",
         "making",
+        "processes",
         "server",
         "connection",
         "cycle",

@@ -42,6 +42,7 @@ from fastchat_serve.routes.openai.models import model_handlers
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.routes.siblings import Siblings
 from fastchat_serve.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Application:
     Args:
         plugins: Where backends, models and policies come from; by default what is installed.
         progress: Told how far the loading of engines is; by default the log is.
+        siblings: Processes that share the port, and have metrics as well.
 
     Attributes:
         asgi: The Litestar app. Its lifespan opens and closes the workers.
@@ -76,8 +78,14 @@ class Application:
         StartupError: The config names what is not there.
     """
 
-    def __init__(self, config: Config, plugins: Plugins | None = None, progress: Progress | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins | None = None,
+        progress: Progress | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
+        self.config, self._siblings = config, siblings
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
         self.registry = Registry()
@@ -210,7 +218,7 @@ class Application:
                 *cluster_handlers(self.registry),
                 *decision_handlers(self.dispatcher),
                 *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
-                self.metrics.handler(),
+                self.metrics.handler(self._siblings),
                 schema_handler(),
                 *(handler for side in self._fastchat_if_any for handler in side.handlers),
             ],

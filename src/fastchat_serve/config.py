@@ -100,6 +100,8 @@ class Server(_Table, frozen=True, kw_only=True):
     """PEM file with the certificate chain of this process. With it, it is https. Relative to the config file."""
     tls_key: Path | None = None
     """PEM file with the private key of that certificate, without a password."""
+    processes: Annotated[int, Meta(ge=1, le=256)] = 1
+    """API processes that share the port, each with a core of its own. More than one only where [api] is alone."""
 
 
 class Controller(_Table, frozen=True, kw_only=True):

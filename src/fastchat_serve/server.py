@@ -15,7 +15,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import anyio
@@ -87,10 +87,17 @@ class HttpServer:
 
     Args:
         limits: What one connection may cost.
+        own: Another socket, which leads here if `bound` is shared with other processes.
     """
 
-    def __init__(self, application: Application, bound: socket.socket, limits: ConnectionLimits | None = None) -> None:
-        self.application, self._bound = application, bound
+    def __init__(
+        self,
+        application: Application,
+        bound: socket.socket,
+        limits: ConnectionLimits | None = None,
+        own: socket.socket | None = None,
+    ) -> None:
+        self.application, self._bound, self._own = application, bound, own or bound
         config = application.config.server
         tls = serving_context(application.config)
         self._scheme = "http" if tls is None else "https"
@@ -110,7 +117,7 @@ class HttpServer:
                 backlog=room().backlog,
                 ssl_context_factory=None if tls is None else lambda config, default: tls,
             ),
-            bound,
+            [bound] if own is None else [bound, own],
         )
 
     def _connection(self, **made_by_uvicorn: Any) -> Connection:
@@ -151,11 +158,11 @@ class HttpServer:
         Raises:
             StartupError: An engine could not be loaded, or another server took the port meanwhile.
         """
-        with self._bound:
+        with self._bound, self._own:
             async with self.application.asgi.lifespan(), self.application.linked() as start_links:
 
                 def started() -> None:
-                    host, port = self._bound.getsockname()[:2]
+                    host, port = self._own.getsockname()[:2]
                     start_links(host, port)
                     self.application.listening(port)
                     task_status.started()
@@ -223,7 +230,7 @@ class _Uvicorn(uvicorn.Server):
 
     on_started: Callable[[], None]
 
-    def __init__(self, config: uvicorn.Config, bound: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, bound: Sequence[socket.socket]) -> None:
         super().__init__(config)
         self._bound = bound
         self._room = room()
@@ -270,12 +277,13 @@ class _Uvicorn(uvicorn.Server):
         self._arriving -= 1
 
     async def _accept(self) -> None:
-        """Listen on a copy of the socket: closing that is how to stop, and the original keeps the kernel's queue."""
-        copy = self._bound.dup()
+        """Listen on copies of the sockets: closing them is how to stop, and the originals keep the kernel's queue."""
+        copies = [bound.dup() for bound in self._bound]
         try:
-            await super().startup([copy])
+            await super().startup(copies)
         except OSError as error:  # two sockets can be bound to one port, but only one of them can listen
-            copy.close()
+            for copy in copies:
+                copy.close()
             raise _cannot_listen("the port that was free before loading", error) from error
 
 

@@ -19,7 +19,7 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 def broken_rules(tables: Tables, places: Places) -> Iterator[ConfigError]:
     """Everything in `tables` that does not hold together."""
-    parts = (_roles, _node, _tls, _secrets, _names, _urls, _networks)
+    parts = (_roles, _processes, _node, _tls, _secrets, _names, _urls, _networks)
     problems = [problem for part in parts for problem in part(tables)]
     for path, problem in problems or _exposure(tables):  # what is exposed depends on the rest being right
         yield places.error(path, problem)
@@ -57,6 +57,15 @@ def _roles(tables: Tables) -> _Problems:
     for index, worker in enumerate(tables.worker):
         if not worker.controllers:
             yield ("worker", index, "controllers"), f"this worker has no controller to register with. {hint}"
+
+
+def _processes(tables: Tables) -> _Problems:
+    if tables.server.processes > 1 and (tables.api is None or tables.controller is not None or tables.worker):
+        yield (
+            ("server", "processes"),
+            "only API processes can share a port: give [controller] and [[worker]] config files of their own, and name "
+            "the controllers in api.controllers.",
+        )
 
 
 def _node(tables: Tables) -> _Problems:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
-from litestar import get
+from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,6 +24,7 @@ from fastchat_serve.errors import ServeError
 from fastchat_serve.routes.histogram import Histogram
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
+from fastchat_serve.routes.siblings import ALONE, Siblings, merged
 from fastchat_serve.watchdog import Watchdog
 from fastchat_serve.worker.base import WorkerState
 
@@ -107,15 +108,18 @@ class Metrics:
     def _bind(self, operation: Operation, model: str) -> _Children:
         return _Children(self, operation, model)
 
-    def handler(self) -> HTTPRouteHandler:
-        """The route. It needs a key like any other."""
+    def handler(self, siblings: Siblings | None = None) -> HTTPRouteHandler:
+        """The route. It needs a key like any other. With `siblings`, it tells of them as well."""
 
         opt = documented("Metrics for Prometheus, as text", "operators", str, media_type="text/plain")
 
-        @get("/metrics", opt=opt, sync_to_thread=False)
-        def metrics() -> IdentifiedResponse[bytes]:
+        @get("/metrics", opt=opt)
+        async def metrics(request: Request[Any, Any, Any]) -> IdentifiedResponse[bytes]:
+            text = generate_latest(self.collectors)
+            if siblings is not None and ALONE not in request.headers:
+                text = merged([text.decode(), *await siblings.metrics()])
             # Litestar adds "; charset=utf-8", as the format has it.
-            return IdentifiedResponse(generate_latest(self.collectors), media_type="text/plain; version=0.0.4")
+            return IdentifiedResponse(text, media_type="text/plain; version=0.0.4")
 
         return metrics
 
