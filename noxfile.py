@@ -69,6 +69,13 @@ SGLANG_NEEDS = (
     *("watchfiles", "xgrammar==0.2.7", "xxhash", "zstandard"),
 )
 """What SGLang imports on a CPU: it declares CUDA packages as well, and another torch."""
+FASTCHAT = "fschat==0.2.36"
+FASTCHAT_NEEDS = (
+    *("accelerate", "aiohttp", "fastapi", "httpx", "markdown2[all]", "nh3", "numpy", "prompt_toolkit", "protobuf"),
+    *("pydantic", "pydantic-settings", "requests", "rich", "sentencepiece", "shortuuid", "tiktoken", "uvicorn"),
+    "transformers==4.46.3",
+)
+"""Of what it declares, what its serving needs; and the last transformers that it was seen to run with."""
 NEEDS_NO_PEER = {"--help", "disconnects", "dispatch", "fleet", "hf", "overload", "startup", "streams"}
 
 
@@ -196,6 +203,16 @@ def engines(session: nox.Session, engine: str) -> None:
         (folder / "pytest.ini").touch()  # as its users run it: pytest would find the settings of this repository above
         session.chdir(folder)
         session.run("pytest", "--pyargs", "fastchat_serve.testing", "--backend", *wanted.kit, env=OFFLINE)
+
+
+@nox.session
+def fastchat(session: nox.Session) -> None:
+    """With FastChat itself, the release 0.2.36: its processes among ours, and ours among its."""
+    session.install(TORCH, silent=False)
+    session.install("--no-deps", FASTCHAT)
+    session.install(*FASTCHAT_NEEDS, silent=False)
+    session.install("--editable", ".", "--editable", DEMO, *TEST_TOOLS)
+    session.run("pytest", "tests/fastchat_real", *session.posargs, env=OFFLINE)
 
 
 @nox.session

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat_serve import ChatPrompt, Message, TextPrompt
+from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.fastchat.carried import CARRIER, PLAIN, prompt_from
 from fastchat_serve.fastchat.conversation import render
 
@@ -44,6 +45,11 @@ def test_marks_in_a_message_lose_no_text(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "USER: Hi ASSISTANT:", "a\x1euser\x1eb"])
 def test_any_other_prompt_is_a_text(text: str) -> None:
     assert prompt_from(text) == TextPrompt(text)
+
+
+def test_a_conversation_without_messages_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no messages"):
+        prompt_from(render(CARRIER, []))
 
 
 def test_a_model_without_a_template_gets_a_plain_text() -> None:

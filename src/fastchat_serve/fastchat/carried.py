@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from fastchat_serve.engine import ChatPrompt, Message, TextPrompt
+from fastchat_serve.errors import InvalidRequest
 from fastchat_serve.protocol.fastchat import Conversation
 
 __all__ = ["CARRIER", "PLAIN", "prompt_from"]
@@ -37,7 +38,11 @@ PLAIN = Conversation(name="fastchat-serve-plain", roles=("User", "Assistant"), s
 
 
 def prompt_from(text: str) -> TextPrompt | ChatPrompt:
-    """The conversation that `text` carries, or else the text itself."""
+    """The conversation that `text` carries, or else the text itself.
+
+    Raises:
+        InvalidRequest: It carries a conversation without messages.
+    """
     if not text.startswith(_BEGIN):
         return TextPrompt(text)
     # A mark, a role and a mark between any two turns; anything else between marks was written by somebody.
@@ -54,6 +59,8 @@ def prompt_from(text: str) -> TextPrompt | ChatPrompt:
             position += 2
     if messages and messages[-1].role == "assistant" and not messages[-1].content:
         messages.pop()  # the turn that the model is to write
+    if not messages:
+        raise InvalidRequest("The conversation has no messages. Give at least one.", param="prompt")
     return ChatPrompt(tuple(messages))
 
 
