@@ -62,7 +62,7 @@ class Connection:
     async def piece(self) -> bytes:
         """One chunk of a chunked body; empty at its end."""
         async with asyncio.timeout(PATIENCE_S):
-            size = int(await self.reader.readline(), 16)
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
             return (await self.reader.readexactly(size + 2))[:-2]
 
     async def closed(self) -> bytes:

@@ -155,6 +155,7 @@ class NodeLink:
         self.is_admitted = self.leaving = False
         self.lost_at: float | None = None
         """Since when nothing is heard, on the loop's clock; None if all is well."""
+        self._trouble = anyio.Event()
 
     @property
     def node(self) -> str:
@@ -163,6 +164,10 @@ class NodeLink:
     @property
     def well(self) -> bool:
         return self.lost_at is None and self.link.open
+
+    async def wait_unwell(self) -> None:
+        """Return when the node is not heard, or the link is gone."""
+        await self._trouble.wait()
 
     def admitted(self) -> None:
         """For the fleet."""
@@ -191,15 +196,18 @@ class NodeLink:
 
     def silent(self) -> None:
         self.lost_at = asyncio.get_running_loop().time()
+        self._trouble.set()
         self._caller.silent()
 
     def heard(self) -> None:
         self.lost_at = None
+        self._trouble = anyio.Event()
         self._caller.heard()
 
     def closed(self, reason: str) -> None:
         if self.lost_at is None:
             self.lost_at = asyncio.get_running_loop().time()
+        self._trouble.set()
         self._caller.closed(reason)
         if self.is_admitted:
             self._fleet.lose(self)

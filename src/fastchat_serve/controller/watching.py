@@ -6,10 +6,8 @@ is called as long as the link to it is well, whatever any controller says of it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -26,9 +24,6 @@ from fastchat_serve.worker.link import Link
 __all__ = ["Watching"]
 
 logger = logging.getLogger(__name__)
-
-_GIVE_UP_S: Final = 5.0
-"""After so long a controller's silent link is given up, and it is dialled anew."""
 
 
 class Watching:
@@ -135,10 +130,11 @@ class Watching:
             while (where := self._wanted(node)) is not None:
                 self._dialled[node] = anyio.Event()
                 link = self._fleet.get(node)
-                if link is None or not link.link.open:
+                if link is None or not link.well:
+                    # A silent one is not waited for: if the way was cut, it may be long until TCP tries again there.
                     link = await self._dial(node, *where)
                 if link is not None:
-                    await link.link.wait_closed()
+                    await link.wait_unwell()
                     backoff.reset()
                     self._complaints.forget(node)
                 with anyio.move_on_after(backoff.wait_s()):
@@ -166,6 +162,9 @@ class Watching:
             self._complaints.say(f"Node {node}", problem)
             link.link.abort(problem)
             return None
+        if (before := self._fleet.get(node)) is not None and before.well:
+            link.link.abort("it is heard again over the link that there was")
+            return before
         self._fleet.admit(link)
         return link
 
@@ -185,7 +184,6 @@ class _Watcher:
         self._watching, self._controller, self._introduction = watching, controller, introduction
         self.link: Link[FromWatcher, FromController] = Link(list[FromController], self)
         self.listed = False
-        self._give_up: asyncio.TimerHandle | None = None
 
     def opened(self) -> None:
         self.link.send(self._introduction())
@@ -204,12 +202,11 @@ class _Watcher:
                     raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 
     def silent(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._give_up = loop.call_later(_GIVE_UP_S, self.link.abort, "it is silent")
+        """Dial it anew: what is lost with the link is told again, and a way that was cut is found open sooner."""
+        self.link.abort("it is silent")
 
     def heard(self) -> None:
-        if self._give_up is not None:
-            self._give_up.cancel()
+        """There is no link any more that could be heard again."""
 
     def closed(self, reason: str) -> None:
-        self.heard()
+        """It is dialled anew."""

@@ -17,8 +17,9 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 
-from fastchat_serve.protocol.link import Callers, Rejected, Welcome
+from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Rejected, Welcome
 from fastchat_serve.worker.dial import NODE, Backoff, Credentials, DialError, dial, resolve
+from fastchat_serve.worker.link import Link
 from fastchat_serve.worker.node import Node, Notice
 
 __all__ = ["RESOLVE_S", "Complaints", "Membership", "per_address"]
@@ -108,26 +109,40 @@ class Membership:
 
     async def _dial_for_ever(self, url: str, at: str, scope: anyio.CancelScope) -> None:
         backoff = Backoff()
+        joining: _Joining | None = None
         with scope:
             while not self._node.leaving:
-                link = _Joining(url, self)
-                try:
-                    await dial(
-                        url,
-                        NODE,
-                        lambda link=link: self._node.host(  # type: ignore[misc]
-                            address=self._address, on_notice=link.notice, on_closed=link.closed
-                        ),
-                        self._credentials,
-                        at=at or None,
-                    )
-                except DialError as error:
-                    self._complaints.say(f"Not listed at {url}", str(error))
-                else:
-                    await link.over.wait()
-                    if link.welcome:
+                if joining is None or not joining.well:
+                    # A silent link is not waited for: if the way was cut, it may be long until TCP tries again there.
+                    # Nor is it given up before there is another: if the other end was frozen, it goes on over it.
+                    joining = await self._dial(url, at, joining)
+                if joining is not None:
+                    await joining.wait_unwell()
+                    if joining.welcome:
                         backoff.reset()
                 await anyio.sleep(backoff.wait_s())
+
+    async def _dial(self, url: str, at: str, before: _Joining | None) -> _Joining | None:
+        """A new link in place of the one `before`, which stays if there is none or if it is well by then."""
+        joining = _Joining(url, self)
+
+        def host() -> Link[FromHost, FromCaller]:
+            joining.link = self._node.host(
+                address=self._address, on_notice=joining.notice, on_silent=joining.silent, on_closed=joining.closed
+            )
+            return joining.link
+
+        try:
+            await dial(url, NODE, host, self._credentials, at=at or None)
+        except DialError as error:
+            self._complaints.say(f"Not listed at {url}", str(error))
+            return before
+        if before is not None and before.well:
+            joining.drop("the other end is heard again over the link that there was")
+            return before
+        if before is not None:
+            before.drop("it was silent")
+        return joining
 
     # ---------------------------------------------------------------------------------- of one controller
 
@@ -155,13 +170,25 @@ class Membership:
 
 
 class _Joining:
-    """One link to one who lists us, from here."""
+    """One link to one who lists us, from here.
+
+    Attributes:
+        well: It is there, and something is heard.
+    """
+
+    link: Link[FromHost, FromCaller]
 
     def __init__(self, url: str, membership: Membership) -> None:
         self._url, self._membership = url, membership
-        self.over = anyio.Event()
+        self.well, self._unwell = True, anyio.Event()
         self.welcome = False
         self._refused = False
+
+    async def wait_unwell(self) -> None:
+        await self._unwell.wait()
+
+    def drop(self, reason: str) -> None:
+        self.link.abort(reason)
 
     def notice(self, notice: Notice) -> None:
         match notice:
@@ -177,9 +204,17 @@ class _Joining:
                 if not again:
                     self._membership.refused(self._url, reason)
 
+    def silent(self, is_silent: bool) -> None:
+        self.well = not is_silent
+        if is_silent:
+            self._unwell.set()
+        else:
+            self._unwell = anyio.Event()
+
     def closed(self, reason: str) -> None:
+        self.well = False
+        self._unwell.set()
         if self.welcome:
             self._membership.lost(self._url, reason)
         elif not self._refused:
             self._membership.refused(self._url, reason)
-        self.over.set()

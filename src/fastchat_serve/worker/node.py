@@ -66,6 +66,7 @@ class Node:
         *,
         address: Callable[[str], str] = lambda local_host: "",
         on_notice: Callable[[Notice], None] = lambda notice: None,
+        on_silent: Callable[[bool], None] = lambda is_silent: None,
         on_closed: Callable[[str], None] = lambda reason: None,
     ) -> Link[FromHost, FromCaller]:
         """One end of a new link, as its protocol.
@@ -73,10 +74,11 @@ class Node:
         Args:
             address: Where the other end may tell others to dial us, given our own IP address on the way to it.
             on_notice: Told what it says to the node as such.
+            on_silent: Told that nothing is heard of the other end, and that it is heard again.
             on_closed: Told, with the reason, when the link is gone.
         """
         assert self._tasks is not None, "the node is not running"
-        hosting = Hosting(self, self._workers, self._tasks, address, on_notice, on_closed)
+        hosting = Hosting(self, self._workers, self._tasks, address, on_notice, on_silent, on_closed)
         self._links.add(hosting)
         return hosting.link
 
@@ -117,10 +119,11 @@ class Hosting:
         tasks: TaskGroup,
         address: Callable[[str], str],
         on_notice: Callable[[Notice], None],
+        on_silent: Callable[[bool], None],
         on_closed: Callable[[str], None],
     ) -> None:
         self._node, self._address = node, address
-        self._on_notice, self._on_closed = on_notice, on_closed
+        self._on_notice, self._on_silent, self._on_closed = on_notice, on_silent, on_closed
         self._host = Host(workers, tasks)
         self.link = self._host.link = Link(list[FromCaller], self)
         self._silent_since: float | None = None
@@ -146,9 +149,11 @@ class Hosting:
 
     def silent(self) -> None:
         self._silent_since = asyncio.get_running_loop().time()
+        self._on_silent(True)
 
     def heard(self) -> None:
         self._silent_since = None
+        self._on_silent(False)
 
     def closed(self, reason: str) -> None:
         self._node.forget(self)
