@@ -215,6 +215,17 @@ async def test_a_slot_is_free_when_the_client_of_another_process_leaves(serving)
         await until(lambda: back.application.workers[0].load().running == 0, JOIN_S)
 
 
+async def test_an_api_picks_workers_as_its_controller_says(serving):
+    chosen = 'policy = "round_robin"\n[controller.policies]\nother = "lottery"\n'
+    async with serving(controller() + chosen) as there, serving(api(there.url)) as front:
+        async with serving(worker(there.url)), serving(worker(there.url)):
+            await serves(front, 2)
+            reply = await ask(front)
+            async with httpx.AsyncClient(base_url=front.url) as client:
+                why = await client.get(f"/cluster/decisions/{reply.headers['x-request-id']}")
+            assert [decision["policy"] for decision in why.json()["decisions"]] == ["round_robin"]
+
+
 # ------------------------------------------------------------------------------ who is not let in, and why
 
 

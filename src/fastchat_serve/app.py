@@ -20,8 +20,9 @@ from fastchat_serve.config import Config, Controller
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.naming import policy_named
+from fastchat_serve.controller.policies import shortest_queue
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import StartupError, Unavailable
+from fastchat_serve.errors import PluginError, StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
 from fastchat_serve.making import make_worker
 from fastchat_serve.plugins import Plugins
@@ -47,6 +48,7 @@ from fastchat_serve.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from fastchat_serve.cluster import ClusterLinks
+    from fastchat_serve.protocol.watch import Choosing
     from fastchat_serve.routes.fastchat.side import FastChatSide
 
 __all__ = ["Application", "create_app"]
@@ -183,7 +185,7 @@ class Application:
         from fastchat_serve.cluster import ClusterLinks  # most servers start without it, and sooner
 
         workers = {worker.id: worker for worker in self.workers}
-        return ClusterLinks(self.config, self.registry, workers, _token(self.config))
+        return ClusterLinks(self.config, self.registry, workers, _token(self.config), self._choose)
 
     @property
     def _complaint(self) -> str:
@@ -209,6 +211,19 @@ class Application:
 
         policies = {model: named(name, "policies", model) for model, name in table.policies.items()}
         return Dispatcher(self.registry, named(table.policy, "policy"), policies=policies)
+
+    def _choose(self, choosing: Choosing) -> None:
+        """As a controller elsewhere says. A policy that is not installed here cannot be had."""
+
+        def named(name: str) -> Policy:
+            try:
+                return policy_named(name, self._plugins)
+            except (LookupError, PluginError) as error:
+                logger.warning("The controller's policy %r cannot be had here: %s", name, error)
+                return shortest_queue
+
+        policies = {model: named(name) for model, name in choosing.policies.items()}
+        self.dispatcher.choose_by(named(choosing.policy), policies)
 
     def _litestar(self, service: Service, cors: CORSConfig | None) -> Litestar:
         return _Litestar(

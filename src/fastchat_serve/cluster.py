@@ -26,7 +26,7 @@ from fastchat_serve.controller.table import Table
 from fastchat_serve.controller.watchers import Watchers
 from fastchat_serve.controller.watching import Watching
 from fastchat_serve.errors import Forbidden, InvalidRequest, ServeError
-from fastchat_serve.protocol.watch import NodeCard, Watch
+from fastchat_serve.protocol.watch import Choosing, NodeCard, Watch
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.tls import dialling_context
@@ -47,10 +47,18 @@ class ClusterLinks:
         registry: Where workers of other processes are listed for dispatch.
         workers: Those of this process, by id; they may change while it runs.
         keys: Has the cluster's token; without it whoever reaches the port is let in.
+        choose: Told by a controller elsewhere how workers are to be picked.
     """
 
-    def __init__(self, config: Config, registry: Registry, workers: Mapping[str, Worker], keys: Keys) -> None:
-        self._config, self._keys = config, keys
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        workers: Mapping[str, Worker],
+        keys: Keys,
+        choose: Callable[[Choosing], None],
+    ) -> None:
+        self._config, self._keys, self._choose = config, keys, choose
         self._credentials = Credentials(_authorization(config), dialling_context(config))
         self._tls = config.server.tls_certificate is not None
         self._host, self._port = config.server.host, 0
@@ -120,8 +128,9 @@ class ClusterLinks:
             self._table = Table()
         self._admission = Admission(self._fleet, self._table, self._credentials)
         self._accepts[NODE] = self._admission.accept
-        if self._table is not None:
-            self._watchers = Watchers(self._table, self._admission.name_callers)
+        if self._table is not None and (table := self._config.controller) is not None:
+            choosing = Choosing(table.policy, dict(table.policies))
+            self._watchers = Watchers(self._table, choosing, self._admission.name_callers)
             self._accepts[WATCH] = self._watchers.accept
             if self.node is not None:
                 self._table.add(NodeCard(self.node.id, self._config.worker[0].advertise or "", here=True))
@@ -138,7 +147,8 @@ class ClusterLinks:
         if api is None or not api.controllers or self._fleet is None:
             return None
         ours = "" if self.node is None else self.node.id
-        return Watching(self._fleet, api.controllers, self._introduction, self._credentials, ours)
+        choose = self._choose if self._config.controller is None else _keep_ours
+        return Watching(self._fleet, api.controllers, self._introduction, self._credentials, choose, ours)
 
     def _address(self, local_host: str) -> str:
         """Where others dial us, as long as they see us at `local_host`."""
@@ -162,6 +172,10 @@ class ClusterLinks:
                 f"Links here speak {UPGRADE}: install the same version of fastchat-serve on both sides."
             )
         return self._accepts[path]()
+
+
+def _keep_ours(choosing: Choosing) -> None:
+    """Of two controllers in one cluster, the nearer says it."""
 
 
 def _authorization(config: Config) -> bytes:

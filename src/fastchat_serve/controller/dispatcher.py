@@ -124,6 +124,10 @@ class Dispatcher:
         self._random = rng or random.Random()
         self._turns: Counter[str] = Counter()
 
+    def choose_by(self, policy: Policy, policies: Mapping[str, Policy]) -> None:
+        """Go by these from now on, in place of those that it was made with."""
+        self._policy, self._policies = policy, policies
+
     def start(self, model: str, request: GenerateRequest, sink: Sink) -> Handle:
         """Begin an answer on one of the model's workers.
 

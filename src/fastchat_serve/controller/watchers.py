@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fastchat_serve.controller.table import Table
 from fastchat_serve.protocol.link import LinkBroken
-from fastchat_serve.protocol.watch import FromController, FromWatcher, Joined, Left, Watch
+from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Watch
 from fastchat_serve.worker.link import Link
 
 __all__ = ["Watchers"]
@@ -16,16 +16,17 @@ class Watchers:
     """See the module.
 
     Args:
+        choosing: What they are told of policies.
         name_callers: Told where all watchers can be dialled, whenever that changes.
     """
 
-    def __init__(self, table: Table, name_callers: Callable[[Iterable[str]], None]) -> None:
-        self._table, self._name_callers = table, name_callers
+    def __init__(self, table: Table, choosing: Choosing, name_callers: Callable[[Iterable[str]], None]) -> None:
+        self._table, self._choosing, self._name_callers = table, choosing, name_callers
         self._ends: dict[_End, str] = {}
 
     def accept(self) -> Link[FromController, FromWatcher]:
         """The protocol of a connection that a watcher has dialled."""
-        return _End(self, self._table).link
+        return _End(self, self._table, self._choosing).link
 
     @property
     def links(self) -> tuple[Link[FromController, FromWatcher], ...]:
@@ -43,8 +44,8 @@ class Watchers:
 class _End:
     """The link to one watcher. A `LinkEnd`."""
 
-    def __init__(self, watchers: Watchers, table: Table) -> None:
-        self._watchers, self._table = watchers, table
+    def __init__(self, watchers: Watchers, table: Table, choosing: Choosing) -> None:
+        self._watchers, self._table, self._choosing = watchers, table, choosing
         self.link: Link[FromController, FromWatcher] = Link(list[FromWatcher], self)
 
     def opened(self) -> None:
@@ -55,6 +56,7 @@ class _End:
             if not isinstance(message, Watch):
                 raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
             self._watchers.add(self, message.address or self._seen_at(message))
+            self.link.send(self._choosing)
             self.link.send(self._table.watch(self._tell))
 
     def silent(self) -> None:

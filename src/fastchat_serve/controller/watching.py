@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from fastchat_serve.controller.admission import PROOF_S, contract_problem
 from fastchat_serve.controller.fleet import Fleet, NodeLink
 from fastchat_serve.protocol.link import Hello, LinkBroken
-from fastchat_serve.protocol.watch import FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
+from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
 from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialError, dial
 from fastchat_serve.worker.heartbeat import Complaints, per_address
 from fastchat_serve.worker.link import Link
@@ -34,6 +34,7 @@ class Watching:
         controllers: URLs.
         introduction: What we are to say of ourselves.
         credentials: For dialling.
+        choose: Told how workers are to be picked.
         ours: The id of this process, if it is a node itself: it does not call itself.
     """
 
@@ -43,10 +44,12 @@ class Watching:
         controllers: Iterable[str],
         introduction: Callable[[], Watch],
         credentials: Credentials,
+        choose: Callable[[Choosing], None],
         ours: str = "",
     ) -> None:
         self._fleet, self._controllers = fleet, tuple(controllers)
         self._introduction, self._credentials, self._ours = introduction, credentials, ours
+        self.choose = choose
         self._complaints = Complaints()
         self._listings: dict[tuple[str, str], dict[str, NodeCard]] = {}
         """By controller: its URL, and one address of its host."""
@@ -194,6 +197,8 @@ class _Watcher:
                 case Listing(nodes):
                     self.listed = True
                     self._watching.listed(self._controller, nodes)
+                case Choosing():
+                    self._watching.choose(message)
                 case Joined(card):
                     self._watching.joined(self._controller, card)
                 case Left(node):

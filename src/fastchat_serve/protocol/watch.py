@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from fastchat_serve.protocol.link import Message, Pace, Ping
 
-__all__ = ["FromController", "FromWatcher", "Joined", "Left", "Listing", "NodeCard", "Watch"]
+__all__ = ["Choosing", "FromController", "FromWatcher", "Joined", "Left", "Listing", "NodeCard", "Watch"]
 
 
 class NodeCard(Struct, frozen=True, array_like=True):
@@ -31,6 +31,14 @@ class Watch(Message, frozen=True):
     """Whether it speaks TLS there."""
 
 
+class Choosing(Message, frozen=True):
+    """How workers are to be picked; before the first listing."""
+
+    policy: str
+    policies: dict[str, str]
+    """Those of single models."""
+
+
 class Listing(Message, frozen=True):
     """The whole table: the first thing that a watcher is told, after every gap."""
 
@@ -50,4 +58,4 @@ class Left(Message, frozen=True):
 
 
 FromWatcher = Ping | Pace | Watch
-FromController = Ping | Pace | Listing | Joined | Left
+FromController = Ping | Pace | Choosing | Listing | Joined | Left
