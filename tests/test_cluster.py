@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -96,8 +97,6 @@ async def test_the_order_in_which_roles_start_does_not_matter(serving, free_port
 @pytest.fixture
 def free_port() -> int:
     """One that nobody listens at, for servers that come and go at the same address."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -247,6 +246,13 @@ async def test_an_address_where_nobody_listens_is_told_to_both_sides(serving, ca
         await logged(caplog, f"Not listed at {there.url}: {why}", f"A node at 127.0.0.1 is not listed: {why}")
         assert "set worker.advertise" in caplog.text
         assert there.application.registry.workers == ()
+
+
+async def test_an_address_where_nobody_answers_is_told(serving, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        nobody = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        async with serving(controller()) as there, serving(worker(there.url, more=f'advertise = "{nobody}"')):
+            await logged(caplog, f"its address {nobody} was called back in vain: {nobody} does not answer within 2 s")
 
 
 async def test_an_address_of_another_process_is_told(serving, caplog):

@@ -57,8 +57,8 @@ class Hosts:
         self.network, self._folder, self._roles = network, folder, listed
         self.client = network.place("client")
 
-    def controller(self, name: str = "controller") -> Host:
-        return self.at(self.network.place(name), name, cluster.controller())
+    def controller(self, name: str = "controller", at: Place | None = None) -> Host:
+        return self.at(at or self.network.place(name), name, cluster.controller())
 
     def api(self, *controllers: Host, name: str = "api") -> Host:
         urls = [each.url for each in controllers]

@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, Self
 
 from tests.end_to_end.raw import Connection
@@ -40,15 +40,10 @@ def why_not() -> str:
 
 
 class Place:
-    """One host. `address` is None behind NAT, where no other place can reach it."""
+    """One host. `address` is where others see it: behind NAT its router's, at which nobody answers."""
 
-    def __init__(self, namespace: str, address: str | None) -> None:
-        self.namespace, self._address = namespace, address
-
-    @property
-    def address(self) -> str:
-        assert self._address is not None, "nobody reaches a place behind NAT"
-        return self._address
+    def __init__(self, namespace: str, address: str) -> None:
+        self.namespace, self.address = namespace, address
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -118,22 +113,38 @@ class Network:
         """A host that reaches all others, and that none can dial."""
         router = self._namespace(f"{name}-nat")
         self._forward(router)
-        self._wire(router, self._hub, f"10.77.{len(self._made)}")
+        outside = f"10.77.{len(self._made)}"
+        self._wire(router, self._hub, outside)
         namespace = self._namespace(name)
         inside = f"192.168.{len(self._made)}"
         self._wire(namespace, router, inside)
         translate = ("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", f"{inside}.0/24", "-j", "MASQUERADE")
         _run("ip", "netns", "exec", router, *translate)
-        return Place(namespace, None)
+        return Place(namespace, f"{outside}.2")
+
+    @staticmethod
+    def is_listened_at(place: Place) -> bool:
+        """Whether any process there waits for connections."""
+        return bool(_run(*place.prefix, "ss", "--listening", "--tcp", "--no-header").strip())
 
     def cut(self, sender: Place, receiver: Place) -> None:
         """What one sends to the other vanishes on its way."""
-        _ip("-n", self._hub, "rule", "add", "from", sender.address, "to", receiver.address, "blackhole", "pref", "100")
+        self._drop("from", sender.address, "to", receiver.address)
+
+    def shield(self, place: Place, port: int = 8000) -> None:
+        """Let nobody dial it there: what a firewall does that is not told of a port."""
+        self._drop("to", place.address, "ipproto", "tcp", "dport", str(port))
 
     def part(self, one: Place, other: Place) -> None:
         """Cut both directions."""
         self.cut(one, other)
         self.cut(other, one)
+
+    def mend(self, one: Place, other: Place) -> None:
+        """Forward again what these send to each other."""
+        for sender, receiver in ((one, other), (other, one)):
+            with suppress(subprocess.CalledProcessError):  # it was not cut that way
+                _ip("-n", self._hub, "rule", "del", "from", sender.address, "to", receiver.address, "pref", "100")
 
     def heal(self) -> None:
         """Forward everything again."""
@@ -141,6 +152,9 @@ class Network:
             _ip("-n", self._hub, "rule", "del", "pref", "100")
 
     # -------------------------------------------------------------------------------------------------
+
+    def _drop(self, *selector: str) -> None:
+        _ip("-n", self._hub, "rule", "add", *selector, "blackhole", "pref", "100")
 
     def _namespace(self, name: str) -> str:
         namespace = f"{self._prefix}-{name}"
@@ -161,7 +175,9 @@ class Network:
 
     @staticmethod
     def _forward(namespace: str) -> None:
-        _run("ip", "netns", "exec", namespace, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        every_packet_is_answered = "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit"
+        script = f"echo 1 > /proc/sys/net/ipv4/ip_forward; {every_packet_is_answered}"
+        _run("ip", "netns", "exec", namespace, "sh", "-c", script)
 
 
 def _ip(*arguments: str) -> str:

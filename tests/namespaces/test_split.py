@@ -103,7 +103,7 @@ async def test_f5_g10_a_controller_that_is_killed_costs_no_request_and_knows_all
     async with load.running():
         await load.is_at_work()
         await split.controller.role.kill()
-        await load.is_at_work(3.0)
+        await load.is_at_work(1.5)
         await split.controller.role.start()
         known_s = await hosts.know(split.controller, 2)
         await load.is_at_work()
@@ -112,39 +112,39 @@ async def test_f5_g10_a_controller_that_is_killed_costs_no_request_and_knows_all
     assert load.longest_wait_s < 1.0
 
 
-@pytest.mark.parametrize("forgotten", [False, True], ids=["for a while", "for longer than the lease"])
-async def test_f7_f8_workers_that_only_the_controller_cannot_reach_serve_and_are_listed_again(
-    hosts, split, network, forgotten
-):
-    """From one it is cut off both ways; from the other so that its beats would arrive, and nothing comes back to it."""
+async def test_f7_f8_workers_that_only_the_controller_cannot_reach_serve_and_are_listed_again(hosts, split, network):
+    """From one it is cut off both ways, until it has forgotten it; from the other for a while and so that its beats
+    would arrive, and nothing comes back to it."""
     load = hosts.load(split.api)
     async with load.running():
         network.part(split.controller.place, split.one.place)
         network.cut(split.controller.place, split.other.place)
         await hosts.know(split.controller, 0)
         await load.is_at_work(2.0)
-        while forgotten and await hosts.cards(split.controller, TOKEN):
+        network.mend(split.controller.place, split.other.place)
+        other_back_s = await hosts.know(split.controller, 1)
+        while len(await hosts.cards(split.controller, TOKEN)) == 2:
             await load.is_at_work()
         assert await hosts.know(split.api, 2) < 0.5
         network.heal()
         back_s = await hosts.know(split.controller, 2)
     assert len(await hosts.cards(split.controller, TOKEN)) == 2
     assert load.errors == {}
-    assert back_s < SOON_S
+    assert max(back_s, other_back_s) < SOON_S
     assert load.longest_wait_s < 1.0
 
 
-@pytest.mark.parametrize("direction", ["both ways", "to it", "from it"])
+@pytest.mark.parametrize("direction", ["to it", "from it"])
 async def test_f9_a_worker_that_only_the_api_cannot_reach_is_out_there_and_comes_back(hosts, split, network, direction):
     load = hosts.load(split.api)
     async with load.running():
         await load.is_at_work()
-        if direction != "from it":
+        if direction == "to it":
             network.cut(split.api.place, split.one.place)
-        if direction != "to it":
+        else:
             network.cut(split.one.place, split.api.place)
         gone_s = await hosts.know(split.api, 1)
-        await load.is_at_work(4.0)
+        await load.is_at_work(2.5)
         assert await hosts.know(split.controller, 2) < 0.5
         network.heal()
         back_s = await hosts.know(split.api, 2)

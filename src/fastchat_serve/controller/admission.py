@@ -143,8 +143,8 @@ class Admission:
 
         back = NodeLink(self._fleet, hear)
         try:
+            await dial(hello.address, CALL, lambda: back.link, self._credentials)
             with anyio.move_on_after(PROOF_S):
-                await dial(hello.address, CALL, lambda: back.link, self._credentials)
                 await answered.wait()
         except DialError as error:
             return Rejected(f"its address {hello.address} was called back in vain: {error}. {_ADVICE}")

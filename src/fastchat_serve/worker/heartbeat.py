@@ -37,13 +37,15 @@ class Complaints:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._said: dict[str, tuple[str, float]] = {}
+        self._said: dict[str, dict[str, float]] = {}
+        """When each problem was said, by what it is about: some come by turns."""
 
     def say(self, about: str, problem: str) -> None:
         now = self._clock()
-        if self._said.get(about, ("", 0.0))[0] != problem or now - self._said[about][1] >= _AGAIN_S:
-            self._said[about] = problem, now
+        lately = {other: at for other, at in self._said.get(about, {}).items() if now - at < _AGAIN_S}
+        if problem not in lately:
             logger.warning("%s: %s", about, problem)
+        self._said[about] = {problem: now} | lately
 
     def forget(self, about: str) -> None:
         """It went well."""

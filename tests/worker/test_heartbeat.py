@@ -1,0 +1,39 @@
+"""What is said of processes that cannot be reached, again and again."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastchat_serve.worker.heartbeat import Complaints
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_complaint_is_made_at_once_and_then_once_a_minute(caplog: pytest.LogCaptureFixture):
+    clock = Clock()
+    complaints = Complaints(clock)
+    for clock.now in range(180):
+        complaints.say("No controller", "nothing listens there")
+    assert len(caplog.records) == 3
+
+
+def test_problems_that_come_by_turns_are_told_once_a_minute_each(caplog: pytest.LogCaptureFixture):
+    """As one is refused by a router now and then, and not answered otherwise."""
+    clock = Clock()
+    complaints = Complaints(clock)
+    for clock.now in range(120):
+        complaints.say("No controller", ("it does not answer", "it cannot be reached")[int(clock.now) % 2])
+    assert len(caplog.records) == 4
+
+
+def test_what_went_well_in_between_is_complained_of_anew(caplog: pytest.LogCaptureFixture):
+    complaints = Complaints(Clock())
+    complaints.say("No controller", "nothing listens there")
+    complaints.forget("No controller")
+    complaints.say("No controller", "nothing listens there")
+    assert len(caplog.records) == 2
