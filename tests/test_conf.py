@@ -1,4 +1,4 @@
-"""What `conf` has for containers starts what it says: every command line there is one of a config that can be served."""
+"""What `conf` has for containers starts what it says: each command line there is one of a config that can be served."""
 
 from __future__ import annotations
 
