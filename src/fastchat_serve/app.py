@@ -9,8 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskStatus
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.plugins import PluginProtocol
@@ -22,6 +20,7 @@ from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.naming import policy_named
 from fastchat_serve.controller.policies import shortest_queue
 from fastchat_serve.controller.registry import Registry
+from fastchat_serve.controller.waking import Waking
 from fastchat_serve.errors import PluginError, StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
 from fastchat_serve.making import make_worker
@@ -43,12 +42,14 @@ from fastchat_serve.routes.openai.models import model_handlers
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import schema_handler
 from fastchat_serve.routes.response import IdentifiedResponse
-from fastchat_serve.routes.siblings import Siblings
 from fastchat_serve.watchdog import Watchdog
+from fastchat_serve.worker.base import OwnWorker
+from fastchat_serve.worker.crew import Crew, Recipe
 
 if TYPE_CHECKING:
     from fastchat_serve.cluster import ClusterLinks
     from fastchat_serve.protocol.watch import Choosing
+    from fastchat_serve.routes.siblings import Siblings
     from fastchat_serve.routes.fastchat.side import FastChatSide
 
 __all__ = ["Application", "create_app"]
@@ -70,6 +71,7 @@ class Application:
         siblings: Processes that share the port, and have metrics as well.
 
     Attributes:
+        crew: Its workers.
         asgi: The Litestar app. Its lifespan opens and closes the workers.
         hot: Those of its routes that our own server can call directly, by path.
         door: Lets requests in; the app's guard.
@@ -91,13 +93,17 @@ class Application:
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
         self.registry = Registry()
-        report = progress or LogProgress()
-        self.workers = [make_worker(config, index, self._plugins, report) for index in range(len(config.worker))]
+        self._progress = progress or LogProgress()
+        self.crew = Crew(on_come=self._list, on_go=self._unlist, grace_s=config.server.drain_s)
+        for index in range(len(config.worker)):
+            self.crew.add(self._recipe(config, index))
+        self.waking = Waking(self.registry)
         self.dispatcher = self._dispatcher()
         self.watchdog = Watchdog()
         self.metrics = Metrics(self.registry, self.watchdog, self.dispatcher.moves)
         service = Service(
             dispatcher=self.dispatcher,
+            waking=self.waking,
             metrics=self.metrics,
             limits=config.limits,
             max_body_bytes=config.server.max_body_bytes,
@@ -111,6 +117,11 @@ class Application:
         self.fastchat = self._fastchat(service)
         self.asgi = self._litestar(service, cors)
 
+    @property
+    def workers(self) -> tuple[OwnWorker, ...]:
+        """Those of this process."""
+        return self.crew.workers
+
     async def drain(self, grace_s: float) -> bool:
         """Take no new work; return when all accepted work is done, or cut off at `grace_s`.
 
@@ -119,7 +130,7 @@ class Application:
         """
         with anyio.move_on_after(grace_s) as grace:
             async with anyio.create_task_group() as tasks:
-                for each in (*self.workers, *self._fastchat_if_any):
+                for each in self._sources:
                     tasks.start_soon(each.drain)
         if grace.cancelled_caught:
             self.expel()
@@ -127,15 +138,16 @@ class Application:
 
     def refuse(self) -> None:
         """Take no new work, and say so at ``/ready``, from now on."""
-        for each in (*self.workers, *self._fastchat_if_any):
-            each.refuse()
+        self.crew.refuse()
+        for side in self._fastchat_if_any:
+            side.refuse()
         if self.links is not None:
             self.door.closed = True
             self.links.leave()
 
     def expel(self) -> None:
         """End everything under way with an error that says why."""
-        for each in (*self.workers, *self._fastchat_if_any):
+        for each in self._sources:
             each.expel(_leaving())
         if self.links is not None:
             self.links.expel(_leaving())
@@ -173,7 +185,13 @@ class Application:
             return None
         from fastchat_serve.routes.fastchat.side import FastChatSide  # most servers start without it, and sooner
 
-        return FastChatSide(self.config.fastchat, service, self.door)
+        scheme = "http" if self.config.server.tls_certificate is None else "https"
+        return FastChatSide(self.config.fastchat, service, self.door, scheme)
+
+    @property
+    def _sources(self) -> tuple[OwnWorker | FastChatSide, ...]:
+        """Of answers: what has work that may be under way."""
+        return (*self.workers, *self._fastchat_if_any)
 
     @property
     def _fastchat_if_any(self) -> tuple[FastChatSide, ...]:
@@ -184,8 +202,7 @@ class Application:
             return None
         from fastchat_serve.cluster import ClusterLinks  # most servers start without it, and sooner
 
-        workers = {worker.id: worker for worker in self.workers}
-        return ClusterLinks(self.config, self.registry, workers, _token(self.config), self._choose)
+        return ClusterLinks(self.config, self.registry, self.crew.by_id, _token(self.config), self._choose)
 
     @property
     def _complaint(self) -> str:
@@ -250,36 +267,33 @@ class Application:
     @asynccontextmanager
     async def _running(self, _: Litestar) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
-            async with anyio.create_task_group() as loading:
-                for index, worker in enumerate(self.workers):
-                    self.registry.add(worker)
-                    loading.start_soon(tasks.start, partial(self._keep, index))
-            for worker in self.workers:
-                self.registry.add(worker)  # again, with its adapters
-            for side in self._fastchat_if_any:
-                await tasks.start(side.run)
-            await tasks.start(self.watchdog.run)
+            await self.crew.open(tasks)
+            for run in (*(side.run for side in self._fastchat_if_any), self.watchdog.run, self.waking.run):
+                await tasks.start(run)
             try:
                 yield
             finally:
                 self.watchdog.stop()
             self.expel()
-            for each in (*self.workers, *self._fastchat_if_any):
-                each.stop()
+            for stop in (self.crew.stop, self.waking.stop, *(side.stop for side in self._fastchat_if_any)):
+                stop()
 
-    async def _keep(self, index: int, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Run one worker; if it breaks once it was up, the others go on."""
-        worker, config = self.workers[index], self.config.worker[index]
-        started = _Started(task_status)
-        try:
-            await worker.run(task_status=started)
-        except StartupError:
-            raise
-        except Exception as error:  # the boundary to foreign code
-            if not started.done:
-                what = f"Worker {worker.names[0]!r} (backend {config.backend!r})"
-                raise StartupError(f"{what} could not start: {type(error).__name__}: {error}") from error
-            logger.exception("Worker %s broke.", worker.id)
+    def _recipe(self, config: Config, index: int) -> Recipe:
+        return Recipe(config.worker[index], partial(make_worker, config, index, self._plugins, self._progress))
+
+    def _list(self, worker: OwnWorker) -> None:
+        """It has come, or calls itself otherwise than before."""
+        self.registry.add(worker)
+        self._announce()
+
+    def _unlist(self, worker_id: str) -> None:
+        self.registry.remove(worker_id)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tell other processes of the workers here."""
+        if self.links is not None and self.links.node is not None:
+            self.links.node.announce()
 
 
 class _Litestar(Litestar):
@@ -288,18 +302,6 @@ class _Litestar(Litestar):
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
         return [*plugins, MsgspecDIPlugin()]
-
-
-class _Started(TaskStatus[None]):
-    """Passes "started" on, and remembers it."""
-
-    def __init__(self, status: TaskStatus[None]) -> None:
-        self._status = status
-        self.done = False
-
-    def started(self, value: None = None) -> None:
-        self.done = True
-        self._status.started(value)
 
 
 def create_app(config: Config) -> Litestar:

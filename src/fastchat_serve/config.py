@@ -205,6 +205,11 @@ class Worker(_Table, frozen=True, kw_only=True):
     placement: Literal["loop", "process"] = "loop"
     """Where the engine runs: in this process's event loop, or in a process of its own, which may crash or keep the
     interpreter busy without hurting anybody else, and is started anew."""
+    load: Literal["start", "first_request"] = "start"
+    """When the engine is loaded: before anything is served, or once the first request wants it."""
+    idle_unload_s: LimitSeconds | None = None
+    """Unload an engine that had nothing to do for so many seconds; the next request loads it again. ``inf`` in TOML,
+    None here: never."""
     tool_parser: Name | None = None
     """How tool calls are read out of the answer. Default: what the chat template suggests."""
     timeouts: Timeouts = Timeouts()
@@ -216,6 +221,13 @@ class Worker(_Table, frozen=True, kw_only=True):
         if not self.names:
             last = (self.model or self.backend).replace("\\", "/").rstrip("/").rpartition("/")[2]
             force_setattr(self, "names", (last or self.backend,))
+        if self.idle_unload_s == math.inf:
+            force_setattr(self, "idle_unload_s", None)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether its engine is there only while somebody wants it."""
+        return self.load == "first_request" or self.idle_unload_s is not None
 
 
 class FastChat(_Table, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
-"""From ``[[worker]]`` to a worker: in this event loop, or in a process of its own."""
+"""From ``[[worker]]`` to a worker: in this event loop, or in a process of its own; there at once, or on demand."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from fastchat_serve.configfile.load import convert_options
 from fastchat_serve.errors import PluginError
 from fastchat_serve.hookspecs import EngineSetup, Progress
 from fastchat_serve.plugins import Backend, Plugins
+from fastchat_serve.worker.base import OwnWorker
+from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.local import LocalWorker
+from fastchat_serve.worker.on_demand import OnDemandWorker
 
 if TYPE_CHECKING:
     from fastchat_serve.worker.process import ProcessWorker
@@ -23,8 +27,16 @@ _ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "ge
 """What the contract wants of every engine, whatever its capabilities; `info` may wait until it is open."""
 
 
-def make_worker(config: Config, index: int, plugins: Plugins, progress: Progress) -> LocalWorker | ProcessWorker:
+def make_worker(config: Config, index: int, plugins: Plugins, progress: Progress) -> OwnWorker:
     """The worker of ``config.worker[index]``, not running yet. Raises `ConfigError`."""
+    if not config.worker[index].on_demand:
+        return _make_loaded(config, index, plugins, progress)
+    convert_options(config, index, _backend(config, index, plugins).options)  # mistakes are not left to the first load
+    loading = Loading(progress)
+    return OnDemandWorker(config.worker[index], partial(_make_loaded, config, index, plugins, loading), loading)
+
+
+def _make_loaded(config: Config, index: int, plugins: Plugins, progress: Progress) -> LocalWorker | ProcessWorker:
     worker = config.worker[index]
     if worker.placement == "loop":
         return make_local_worker(config, index, plugins, progress)
@@ -41,7 +53,8 @@ def make_local_worker(
     """The same, in this event loop wherever the config would place it. `restarts`: a broken engine is made anew."""
     worker, backend = config.worker[index], _backend(config, index, plugins)
     options = convert_options(config, index, backend.options)
-    setup = EngineSetup(plugins.model_for(backend, worker.model), options, progress)
+    loading = progress if isinstance(progress, Loading) else Loading(progress)
+    setup = EngineSetup(plugins.model_for(backend, worker.model), options, loading)
     engine = backend.factory(setup)
     missing = [name for name in _ENGINE_MEMBERS if not hasattr(type(engine), name) and name not in vars(engine)]
     if missing:
@@ -55,6 +68,7 @@ def make_local_worker(
         timeouts=worker.timeouts,
         tool_parser=worker.tool_parser,
         remake=(lambda: backend.factory(setup)) if restarts else None,
+        loading=loading,
     )
 
 

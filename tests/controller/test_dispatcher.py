@@ -297,7 +297,7 @@ async def test_when_all_refuse_the_time_is_that_of_the_one_that_can_be_asked_aga
 async def test_a_model_whose_workers_load_is_unavailable_for_about_as_long_as_loading_takes() -> None:
     worker = a_worker()
     async with dispatching(worker) as dispatcher:
-        worker._load_s, worker._load_began_at = 100.0, time.monotonic() - 30
+        worker._loading._took_s, worker._loading._began_at = 100.0, time.monotonic() - 30
         worker.state = WorkerState.LOADING
         with pytest.raises(Unavailable) as loading:
             dispatcher.start("m", a_request(), Remembering())

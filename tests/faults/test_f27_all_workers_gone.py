@@ -42,7 +42,7 @@ async def test_f27_refused_at_once_with_an_honest_time_and_served_again_when_one
             assert ending(broken).code == "engine_failed"
             await until(lambda count=count: [w.state for w in workers].count(WorkerState.LOADING) == count, within_s=5)
         for worker in workers:
-            worker._load_s = 40.0  # as a model of some size took when it was loaded first
+            worker._loading._took_s = 40.0  # as a model of some size took when it was loaded first
 
         refused = [await connection.request(completion("a b c", stream=stream)) for stream in (True, False)]
         ready = await connection.request(get("/ready"))

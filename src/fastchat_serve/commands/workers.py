@@ -13,7 +13,7 @@ from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
 
 __all__ = ["run"]
 
-_STYLES = MappingProxyType({"ready": "green", "failed": "red"})
+_STYLES = MappingProxyType({"ready": "green", "failed": "red", "unloaded": "dim"})
 """Of states; all others are on their way from one to another."""
 
 
@@ -40,11 +40,15 @@ def _row(card: WorkerCard) -> tuple[Text | str, ...]:
     return (
         Text(card.id),
         Text(", ".join(card.models)),
-        Text(card.state, style=_STYLES.get(card.state, "yellow")),
+        Text(_state(card), style=_STYLES.get(card.state, "yellow")),
         f"{card.running} of {card.slots}",
         f"{card.waiting} of {card.queue_limit}",
         f"{card.kv_used_fraction:.0%}",
         "" if card.context_length is None else f"{card.context_length:,}",
         Text(" ".join(part for part in (card.device, card.dtype) if part)),
-        Text(" ".join(part for part in (card.reason, *card.notes) if part)),
+        Text(" ".join(part for part in (card.reason, card.stage, *card.notes) if part)),
     )
+
+
+def _state(card: WorkerCard) -> str:
+    return card.state if card.fraction is None else f"{card.state} {card.fraction:.0%}"

@@ -82,9 +82,10 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Every model has a worker that takes requests."""
+        """Every model has a worker that takes requests, or that is loaded for the first that comes."""
         return bool(self._served) and all(
-            any(worker.state is WorkerState.READY for worker in served.workers) for served in self._served.values()
+            any(worker.state is WorkerState.READY or worker.wakes for worker in served.workers)
+            for served in self._served.values()
         )
 
     # ---------------------------------------------------------------------------- what is seen of workers

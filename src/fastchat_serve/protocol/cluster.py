@@ -17,6 +17,9 @@ class WorkerCard(Struct, frozen=True, kw_only=True):
     state: str
     reason: str = ""
     """Why it failed, if it did."""
+    stage: str = ""
+    """What its engine says of its loading, and how far it is with that: from 0 to 1, None if unknown."""
+    fraction: float | None = None
     running: int
     waiting: int
     slots: int

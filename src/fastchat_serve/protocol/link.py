@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -39,6 +39,7 @@ __all__ = [
     "Delta",
     "Deltas",
     "Detokenize",
+    "Done",
     "Embed",
     "Embedded",
     "Ended",
@@ -54,7 +55,9 @@ __all__ = [
     "LinkBroken",
     "Load",
     "Message",
+    "Obey",
     "Open",
+    "Order",
     "Pace",
     "Piece",
     "Ping",
@@ -68,6 +71,7 @@ __all__ = [
     "Tokens",
     "Unopened",
     "Unsendable",
+    "Wake",
     "Welcome",
     "WrittenDeltas",
     "frame",
@@ -171,6 +175,27 @@ class Detokenize(Message, frozen=True):
     token_ids: tuple[int, ...]
 
 
+class Wake(Message, frozen=True):
+    """Have this worker loaded, if it is loaded on demand; `Done` once it takes requests."""
+
+    call: int
+    worker: str
+
+
+Order = Literal["drain", "unload", "reload", "alias", "unalias"]
+"""What an operator may want of a worker."""
+
+
+class Obey(Message, frozen=True):
+    """An operator wants this of a worker; `Done` once it is."""
+
+    call: int
+    worker: str
+    order: Order
+    name: str = ""
+    """The alias."""
+
+
 class Abort(Message, frozen=True):
     """Nobody wants this stream or the result of this call any more. `Ended` follows as for any other."""
 
@@ -221,6 +246,8 @@ FromCaller = (
     | Embed
     | Tokenize
     | Detokenize
+    | Wake
+    | Obey
     | Abort
     | Grant
     | Refuse
@@ -289,6 +316,11 @@ class Statement(Message, frozen=True):
     restarts: int
     protocol_errors: int
     back_in_s: float
+    wakes: bool = False
+    """See `worker.base.Worker`."""
+    stage: str = ""
+    fraction: float | None = None
+    """Of its loading; see `hookspecs.Progress`."""
 
 
 class Load(Message, frozen=True):
@@ -349,6 +381,13 @@ class Text(Message, frozen=True):
     text: str
 
 
+class Done(Message, frozen=True):
+    """What was asked for has happened, and has no other result."""
+
+    call: int
+    done: bool = True
+
+
 FromHost = (
     Ping
     | Pace
@@ -365,6 +404,7 @@ FromHost = (
     | Embedded
     | Tokens
     | Text
+    | Done
 )
 
 

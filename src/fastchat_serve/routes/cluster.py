@@ -32,6 +32,8 @@ def _card(worker: Worker) -> WorkerCard:
         adapters=worker.adapters,
         state=worker.state.value,
         reason=worker.reason,
+        stage=worker.progress.stage,
+        fraction=worker.progress.fraction,
         running=load.running,
         waiting=load.waiting,
         slots=load.slots,

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
 from msgspec import Struct
 
 from fastchat_serve.engine import (
@@ -23,13 +25,19 @@ from fastchat_serve.engine import (
     Sink,
     TextPrompt,
 )
+from fastchat_serve.errors import ServeError
 
-__all__ = ["Worker", "WorkerLoad", "WorkerState"]
+__all__ = ["LoadProgress", "OwnWorker", "Worker", "WorkerLoad", "WorkerState"]
 
 
 class WorkerState(StrEnum):
-    """The life of a worker, in order. `FAILED` can follow any; `LOST` can, and what it was before can follow it."""
+    """The life of a worker, in order. `FAILED` can follow any; `LOST` can, and what it was before can follow it.
 
+    One that is loaded on demand begins as `UNLOADED`, and is that again after `DRAINING`.
+    """
+
+    UNLOADED = "unloaded"
+    """Its engine will be loaded once somebody wants it."""
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -52,6 +60,13 @@ class WorkerLoad(Struct, frozen=True):
     def queue_length(self) -> int:
         """Requests accepted and not finished: what FastChat calls by this name."""
         return self.running + self.waiting
+
+
+class LoadProgress(Struct, frozen=True):
+    """What an engine tells of its loading: see `hookspecs.Progress`."""
+
+    stage: str = ""
+    fraction: float | None = None
 
 
 class Worker(Protocol):
@@ -78,6 +93,16 @@ class Worker(Protocol):
     @property
     def info(self) -> EngineInfo:
         """Valid from `READY` on."""
+        ...
+
+    @property
+    def wakes(self) -> bool:
+        """It takes no requests now, and will once `wake` returns."""
+        ...
+
+    @property
+    def progress(self) -> LoadProgress:
+        """While it loads."""
         ...
 
     @property
@@ -116,6 +141,34 @@ class Worker(Protocol):
         """Accept an answer, or raise `Overloaded` or `Unavailable` without having touched `sink`."""
         ...
 
+    async def wake(self) -> None:
+        """Return once it takes requests, for which its engine may have to be loaded: once, whoever else waits.
+
+        Raises:
+            Overloaded: As many wait for that already as could be served then.
+            Unavailable: It was not loaded in the time that a request may wait, or cannot be.
+        """
+        ...
+
     async def embed(self, request: EmbedRequest) -> Embeddings: ...
     async def tokenize(self, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]: ...
     async def detokenize(self, token_ids: tuple[int, ...]) -> str: ...
+
+
+class OwnWorker(Worker, Protocol):
+    """A worker of this process, whose life is in our hands. ``await tasks.start(worker.run)``; `stop` ends `run`."""
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Keep it until `stop`. Started once it can serve. Raises whatever loading its engine at the start raises."""
+
+    def stop(self) -> None:
+        """End `run`. What is still under way is told so: `drain` before."""
+
+    def refuse(self) -> None:
+        """Take no new work."""
+
+    async def drain(self) -> None:
+        """Take no new work, and return when all accepted work is done. The caller bounds the wait."""
+
+    def expel(self, error: ServeError) -> None:
+        """End everything under way with `error`."""

@@ -20,6 +20,7 @@ from fastchat_serve.protocol.link import (
     Abort,
     Delta,
     Deltas,
+    Done,
     Embedded,
     Ended,
     FromCaller,
@@ -186,7 +187,7 @@ class Caller:
                     ended.end(error)
                 elif (call := self._calls.get(number)) is not None:
                     call.settle(error or EngineError("The engine gave no result."))
-            case Embedded(number, value) | Tokens(number, value) | Text(number, value):
+            case Embedded(number, value) | Tokens(number, value) | Text(number, value) | Done(number, value):
                 if (answered := self._calls.get(number)) is not None:
                     answered.settle(value)
             case Statement(id_):

@@ -20,11 +20,12 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt, TokenLogprob
-from fastchat_serve.errors import DeadlineExceeded, EngineError, ModelNotFound, ServeError
+from fastchat_serve.errors import DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, ServeError
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
     Detokenize,
+    Done,
     Embed,
     Embedded,
     Ended,
@@ -36,12 +37,15 @@ from fastchat_serve.protocol.link import (
     Grant,
     LinkBroken,
     Load,
+    Obey,
+    Order,
     Piece,
     Statement,
     Text,
     Tokenize,
     Tokens,
     Unsendable,
+    Wake,
     readable,
     written,
 )
@@ -49,7 +53,7 @@ from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.job import as_serve_error
 from fastchat_serve.worker.link import Link
 
-__all__ = ["ANNOUNCE_S", "MAX_HELD_BYTES", "WINDOW_BYTES", "Host", "plain_size", "size_of"]
+__all__ = ["ANNOUNCE_S", "MAX_HELD_BYTES", "WINDOW_BYTES", "Host", "Manage", "plain_size", "size_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +65,22 @@ MAX_HELD_BYTES: Final = 64 * 1024
 
 _LOGPROB_BYTES: Final = 100
 
+_SETTLED: Final = frozenset({WorkerState.READY, WorkerState.UNLOADED})
+"""Workers in these states stay in them for a while."""
+
 ANNOUNCE_S: Final = 0.1
 """How often it is looked for changes to announce. Ends of streams announce them at once."""
 
 IDLE_S: Final = 0.5
-"""The same while all workers are ready and nothing is under way here; the link's pace if that is slower."""
+"""The same while all workers are ready or unloaded, and nothing is under way; the link's pace if that is slower."""
+
+
+Manage = Callable[[str, Order, str], Awaitable[None]]
+"""Takes a worker's id, what is wanted of it, and an alias; raises `ServeError`."""
+
+
+async def _manage_nothing(worker_id: str, order: Order, name: str) -> None:
+    raise InvalidRequest("This worker is looked after by the process that has started it.")
 
 
 class Host:
@@ -74,16 +89,17 @@ class Host:
     Args:
         workers: Those that can be called here, by id.
         tasks: Owns the calls that are waited for: embeddings and the like.
+        manage: Does what operators want of the workers; by default nothing is done for them here.
     """
 
     link: Link[FromHost, FromCaller]
 
-    def __init__(self, workers: Mapping[str, Worker], tasks: TaskGroup) -> None:
-        self._workers, self._tasks = workers, tasks
+    def __init__(self, workers: Mapping[str, Worker], tasks: TaskGroup, manage: Manage | None = None) -> None:
+        self._workers, self._tasks, self._manage = workers, tasks, manage or _manage_nothing
         self._streams: dict[int, _Outgoing] = {}
         self._calls: dict[int, anyio.CancelScope] = {}
-        self._embedding: dict[int, str] = {}
-        """Workers of the calls that take a slot."""
+        self._waiting: dict[int, str] = {}
+        """Workers of the calls that take a slot, or a place in the queue."""
         self._said: dict[str, tuple[Statement, Load]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -129,7 +145,7 @@ class Host:
 
     def _is_busy(self) -> bool:
         states = {worker.state for worker in self._workers.values()}
-        return self.busy or states != {WorkerState.READY}
+        return self.busy or not states <= _SETTLED
 
     # --------------------------------------------------------------------------------- the link's side
 
@@ -157,12 +173,17 @@ class Host:
                     if (granted := self._streams.get(stream)) is not None:
                         granted.grant(size)
                 case Embed(call, worker, request):
-                    self._embedding[call] = worker
+                    self._waiting[call] = worker
                     self._call(call, partial(self._embed, call, worker, request))
                 case Tokenize(call, worker, prompt):
                     self._call(call, partial(self._tokenize, call, worker, prompt))
                 case Detokenize(call, worker, token_ids):
                     self._call(call, partial(self._detokenize, call, worker, token_ids))
+                case Wake(call, worker):
+                    self._waiting[call] = worker
+                    self._call(call, partial(self._wake, call, worker))
+                case Obey(call, worker, order, name):
+                    self._call(call, partial(self._obey, call, worker, order, name))
                 case _:
                     raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 
@@ -206,7 +227,7 @@ class Host:
     def _load(self, worker: Worker) -> Load:
         load = worker.load()
         mine = sum(outgoing.worker_id == worker.id for outgoing in self._streams.values())
-        mine += sum(worker_id == worker.id for worker_id in self._embedding.values())
+        mine += sum(worker_id == worker.id for worker_id in self._waiting.values())
         return Load(worker.id, load.running, load.waiting, mine, load.engine)
 
     # --------------------------------------------------------------------------------------- the calls
@@ -231,7 +252,7 @@ class Host:
         finally:
             del self._calls[number]
             self.link.send(_ended(number, error))
-            if (worker_id := self._embedding.pop(number, None)) is not None:
+            if (worker_id := self._waiting.pop(number, None)) is not None:
                 self._announce_of(worker_id)
 
     async def _embed(self, call: int, worker: str, request: EmbedRequest) -> FromHost:
@@ -242,6 +263,16 @@ class Host:
 
     async def _detokenize(self, call: int, worker: str, token_ids: tuple[int, ...]) -> FromHost:
         return Text(call, await self._worker(worker).detokenize(token_ids))
+
+    async def _wake(self, call: int, worker: str) -> FromHost:
+        await self._worker(worker).wake()
+        self._announce_of(worker)  # what comes of it is known before that it is done
+        return Done(call)
+
+    async def _obey(self, call: int, worker: str, order: Order, name: str) -> FromHost:
+        await self._manage(worker, order, name)
+        self.announce()
+        return Done(call)
 
 
 _Written = tuple[Raw, bool, int]
@@ -380,4 +411,7 @@ def _statement(worker: Worker) -> Statement:
         worker.restarts,
         worker.protocol_errors,
         worker.back_in_s if worker.state is not WorkerState.READY else 0.0,
+        worker.wakes,
+        worker.progress.stage,
+        worker.progress.fraction,
     )

@@ -34,9 +34,10 @@ from fastchat_serve.engine import (
 )
 from fastchat_serve.errors import EngineError, Overloaded, ServeError, StartupError, Unavailable, Unsupported
 from fastchat_serve.push import Pusher
-from fastchat_serve.worker.base import WorkerLoad, WorkerState
+from fastchat_serve.worker.base import LoadProgress, WorkerLoad, WorkerState
 from fastchat_serve.worker.embed_job import EmbedJob
 from fastchat_serve.worker.job import Job
+from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.restarts import Restarts
 from fastchat_serve.worker.slots import Slots
 from fastchat_serve.worker.watched import Watched
@@ -73,6 +74,7 @@ class LocalWorker(Watched):
         tool_parser: Overrides what the engine says of its model.
         abort_grace_s: How long an engine may take to let go of an aborted request.
         remake: Makes a fresh engine when this one breaks; None: the worker stays failed then.
+        loading: Is told by the engine how far it is.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LocalWorker(Watched):
         tool_parser: str | None = None,
         abort_grace_s: float = ABORT_GRACE_S,
         remake: Callable[[], Engine] | None = None,
+        loading: Loading | None = None,
     ) -> None:
         self.id = f"{names[0]}-{uuid.uuid4().hex[:8]}"
         self.names, self.speed = names, speed
@@ -105,8 +108,7 @@ class LocalWorker(Watched):
         self._refusing = self._stopping = False
         self._over = anyio.Event()  # of this engine's life
         self._life: anyio.CancelScope | None = None
-        self._load_began_at = time.monotonic()
-        self._load_s: float | None = None  # what loading took the last time
+        self._loading = loading or Loading(lambda stage, fraction=None: None)
 
     # ---------------------------------------------------------------------------------- life cycle
 
@@ -159,15 +161,17 @@ class LocalWorker(Watched):
     async def _live(self, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """One engine's life: from loading until `stop`, or until it breaks."""
         loaded = False
-        self._over, self._load_began_at = anyio.Event(), time.monotonic()
+        self._over = anyio.Event()
         if self._stopping:
             return
+        self._loading.begin()
         try:
             with anyio.CancelScope() as life:
                 self._life = life
                 # Streams end before the engine closes; one that would not, because the engine did.
                 async with _cancelled_at_the_end() as tasks, self._opened() as engine:
-                    loaded, self._load_s = True, time.monotonic() - self._load_began_at
+                    loaded = True
+                    self._loading.end(done=True)
                     self._pusher = Pusher(engine, tasks)
                     self.adapters = engine.info.adapters
                     if self.state is WorkerState.LOADING:
@@ -181,6 +185,7 @@ class LocalWorker(Watched):
         except Exception:  # the boundary to foreign code
             self.fail("The engine broke off." if loaded else "The engine could not be opened.")
             if not loaded:
+                self._loading.end(done=False)
                 raise
             logger.exception("Worker %s: this is how its engine broke off.", self.id)
         finally:
@@ -249,6 +254,10 @@ class LocalWorker(Watched):
         return self._engine.info
 
     @property
+    def progress(self) -> LoadProgress:
+        return self._loading.progress
+
+    @property
     def queue_length(self) -> int:
         return self._slots.running + self._slots.waiting
 
@@ -269,8 +278,7 @@ class LocalWorker(Watched):
         if self.state is WorkerState.FAILED:
             return NO_HOPE_S
         if self.state is WorkerState.LOADING:
-            spent_s = time.monotonic() - self._load_began_at
-            return max(1.0, spent_s if self._load_s is None else self._load_s - spent_s)
+            return self._loading.left_s
         return 1.0
 
     def load(self) -> WorkerLoad:

@@ -21,7 +21,7 @@ from fastchat_serve import __version__
 from fastchat_serve.engine import CONTRACT
 from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Hello, Leaving, Rejected, Welcome
 from fastchat_serve.worker.base import Worker
-from fastchat_serve.worker.host import Host
+from fastchat_serve.worker.host import Host, Manage
 from fastchat_serve.worker.link import Link
 
 __all__ = ["PATIENCE_S", "Hosting", "Node"]
@@ -42,11 +42,12 @@ class Node:
 
     Args:
         workers: Those of this process, by id. Which they are may change: `announce` says so.
+        manage: Does what operators want of them.
     """
 
-    def __init__(self, workers: Mapping[str, Worker]) -> None:
+    def __init__(self, workers: Mapping[str, Worker], manage: Manage | None = None) -> None:
         self.id = uuid.uuid4().hex
-        self._workers = workers
+        self._workers, self._manage = workers, manage
         self._incarnations = itertools.count(1)
         self._links: set[Hosting] = set()
         self._tasks: TaskGroup | None = None
@@ -78,7 +79,8 @@ class Node:
             on_closed: Told, with the reason, when the link is gone.
         """
         assert self._tasks is not None, "the node is not running"
-        hosting = Hosting(self, self._workers, self._tasks, address, on_notice, on_silent, on_closed)
+        host = Host(self._workers, self._tasks, self._manage)
+        hosting = Hosting(self, host, address, on_notice, on_silent, on_closed)
         self._links.add(hosting)
         return hosting.link
 
@@ -115,8 +117,7 @@ class Hosting:
     def __init__(
         self,
         node: Node,
-        workers: Mapping[str, Worker],
-        tasks: TaskGroup,
+        host: Host,
         address: Callable[[str], str],
         on_notice: Callable[[Notice], None],
         on_silent: Callable[[bool], None],
@@ -124,8 +125,8 @@ class Hosting:
     ) -> None:
         self._node, self._address = node, address
         self._on_notice, self._on_silent, self._on_closed = on_notice, on_silent, on_closed
-        self._host = Host(workers, tasks)
-        self.link = self._host.link = Link(list[FromCaller], self)
+        self._host = host
+        self.link = host.link = Link(list[FromCaller], self)
         self._silent_since: float | None = None
 
     def opened(self) -> None:

@@ -32,9 +32,10 @@ from fastchat_serve.errors import StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
 from fastchat_serve.protocol.link import FromCaller, FromHost, LinkBroken, Open, Refuse, Statement, Stop, Unopened
 from fastchat_serve.protocol.link import Progress as ProgressMade
-from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.base import LoadProgress, WorkerState
 from fastchat_serve.worker.caller import Caller, lost_error
 from fastchat_serve.worker.link import Link
+from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.remote import RemoteWorker
 from fastchat_serve.worker.restarts import Restarts
 
@@ -88,8 +89,8 @@ class ProcessWorker(RemoteWorker):
             queue_limit=worker.queue,
         )
         table = {**msgspec.to_builtins(worker), "options": options}
-        self._open = Open(self.id, table, plugins, log_level)
-        self._progress = progress
+        self._table, self._plugins, self._log_level = table, plugins, log_level
+        self._loading = Loading(progress)
         self._attempts = Restarts(time.monotonic)
         self._refusing = self._stopping = False
         self._over = anyio.Event()  # of this child's life
@@ -103,6 +104,10 @@ class ProcessWorker(RemoteWorker):
     def pid(self) -> int | None:
         """The child's process id; None while there is none."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def progress(self) -> LoadProgress:
+        return self._loading.progress
 
     # ---------------------------------------------------------------------------------- life cycle
 
@@ -147,7 +152,7 @@ class ProcessWorker(RemoteWorker):
     def _take(self, message: FromHost) -> None:
         """What a host says only to its parent."""
         if isinstance(message, ProgressMade):
-            self._progress(message.stage, message.fraction)
+            self._loading(message.stage, message.fraction)
         elif isinstance(message, Unopened):
             self._problem = message.problem
         else:
@@ -163,6 +168,7 @@ class ProcessWorker(RemoteWorker):
         self.restarts = self._attempts.count
         self.protocol_errors += self._past_errors
         if self.state in (WorkerState.READY, WorkerState.DRAINING):
+            self._loading.end(done=True)
             self._opened.set()
             if self._refusing:
                 self.state = WorkerState.DRAINING
@@ -178,6 +184,7 @@ class ProcessWorker(RemoteWorker):
         self._problem, self._past_errors = "", self.protocol_errors
         if self._stopping:
             return
+        self._loading.begin()
         self.state, self.reason, self.back_in_s = WorkerState.LOADING, "", 1.0
         opened, process = False, None
         try:
@@ -235,7 +242,7 @@ class ProcessWorker(RemoteWorker):
             _, caller.link = await loop.create_unix_connection(lambda: Link(list[FromHost], caller), sock=ours)
             self.attach(caller)
             link = self._link = caller.link
-            link.send(self._open)
+            link.send(Open(self.id, self._table, self._plugins, self._log_level))
             if self._refusing:
                 link.send(Refuse())
             try:

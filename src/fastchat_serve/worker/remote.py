@@ -21,9 +21,9 @@ from fastchat_serve.engine import (
     Sink,
     TextPrompt,
 )
-from fastchat_serve.errors import ServeError, Unavailable
-from fastchat_serve.protocol.link import Detokenize, Embed, LinkBroken, Load, Statement, Tokenize
-from fastchat_serve.worker.base import WorkerLoad, WorkerState
+from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable
+from fastchat_serve.protocol.link import Detokenize, Embed, LinkBroken, Load, Obey, Order, Statement, Tokenize, Wake
+from fastchat_serve.worker.base import LoadProgress, WorkerLoad, WorkerState
 from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.watched import Watched
 
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LOST = "Nothing is heard of its process."
 """The reason of a worker whose host is silent."""
+
+_WAKING = (WorkerState.UNLOADED, WorkerState.LOADING, WorkerState.DRAINING)
 
 
 class RemoteWorker(Watched):
@@ -60,6 +62,7 @@ class RemoteWorker(Watched):
         self._others = 0
         self._under_way = 0
         self._engine_load = EngineLoad()
+        self._said_wakes, self._said_progress = False, LoadProgress()
         self._caller: Caller | None = None
         self._idle = anyio.Event()
 
@@ -79,6 +82,7 @@ class RemoteWorker(Watched):
         self._slots, self._queue_limit = said.slots, said.queue_limit
         self.restarts, self.protocol_errors = said.restarts, said.protocol_errors
         self.back_in_s = max(said.back_in_s, 1.0)
+        self._said_wakes, self._said_progress = said.wakes, LoadProgress(said.stage, said.fraction)
         self.on_change()
 
     def loaded(self, said: Load) -> None:
@@ -123,6 +127,14 @@ class RemoteWorker(Watched):
         return self._info
 
     @property
+    def wakes(self) -> bool:
+        return self._said_wakes and self.state in _WAKING and self._is_linked
+
+    @property
+    def progress(self) -> LoadProgress:
+        return self._said_progress
+
+    @property
     def queue_length(self) -> int:
         """Ours are counted here, to the moment; those of others as the host said last."""
         return self._others + self._under_way
@@ -154,6 +166,32 @@ class RemoteWorker(Watched):
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         return await self._ready().call(self, lambda number: Detokenize(number, self.id, token_ids), str)
 
+    async def wake(self) -> None:
+        if self.state is WorkerState.READY:
+            return
+        caller = self._caller
+        if caller is None or not self.wakes:
+            raise self._unavailable()
+        if self.full:
+            raise Overloaded(
+                f"Model {self.names[0]!r} is being loaded, and {self.queue_length} requests wait for it already. "
+                "Try again later.",
+                retry_after_s=self.back_in_s,
+            )
+        self.begun()  # for it takes a place in the queue
+        try:
+            await caller.call(self, lambda number: Wake(number, self.id), bool)
+        except EngineError:  # nothing was begun that could be lost with its process
+            raise self._unavailable() from None
+        finally:
+            self.over()
+
+    async def obey(self, order: Order, name: str = "") -> None:
+        """Have this done to it where it is, and return when it is. Raises what is raised there."""
+        if self._caller is None or not self._is_linked:
+            raise self._unavailable()
+        await self._caller.call(self, lambda number: Obey(number, self.id, order, name), bool)
+
     def expel(self, error: ServeError) -> None:
         """End everything of ours that is under way with `error`."""
         if self._caller is not None:
@@ -167,9 +205,15 @@ class RemoteWorker(Watched):
             await self._idle.wait()
 
     def _ready(self) -> Caller:
-        if self.state is not WorkerState.READY or self._caller is None or not self._caller.link.open:
-            raise Unavailable(
-                f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.",
-                retry_after_s=self.back_in_s,
-            )
+        if self.state is not WorkerState.READY or self._caller is None or not self._is_linked:
+            raise self._unavailable()
         return self._caller
+
+    @property
+    def _is_linked(self) -> bool:
+        return self._caller is not None and self._caller.link.open
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            f"Model {self.names[0]!r} cannot be served now: its worker is {self.state}.", retry_after_s=self.back_in_s
+        )

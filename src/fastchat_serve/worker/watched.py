@@ -1,10 +1,10 @@
-"""A worker's state, and who is told that something about the worker has changed."""
+"""What workers have in common: a state, who is told of changes, and that most of them are there from the start."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.base import LoadProgress, WorkerState
 
 __all__ = ["Watched", "nobody"]
 
@@ -14,7 +14,7 @@ def nobody() -> None:
 
 
 class Watched:
-    """What workers have in common. See `base.Worker.on_change`."""
+    """See the module, and `base.Worker`."""
 
     on_change: Callable[[], object] = staticmethod(nobody)
     _state = WorkerState.LOADING
@@ -27,3 +27,14 @@ class Watched:
     def state(self, state: WorkerState) -> None:
         self._state = state
         self.on_change()
+
+    @property
+    def wakes(self) -> bool:
+        return False
+
+    @property
+    def progress(self) -> LoadProgress:
+        return LoadProgress()
+
+    async def wake(self) -> None:
+        """It is not loaded on demand."""

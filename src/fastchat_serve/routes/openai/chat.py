@@ -26,6 +26,7 @@ from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
+from fastchat_serve.routes.openai.awake import begin_awake
 from fastchat_serve.routes.openai.logprobs import chat_logprobs
 from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
 from fastchat_serve.routes.openai.service import Service
@@ -45,8 +46,12 @@ def chat_route(service: Service) -> HotRoute:
 
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
-        requests = generate_requests(request, service, exchange)
-        return begin_chat(request, requests, service, exchange, EventReply if request.stream else PlainReply)
+
+        def answer() -> End:
+            requests = generate_requests(request, service, exchange)
+            return begin_chat(request, requests, service, exchange, EventReply if request.stream else PlainReply)
+
+        return begin_awake(service.waking, request.model, exchange, answer)
 
     opt = documented(
         "Answer a conversation",

@@ -13,6 +13,7 @@ from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.answer import Answer, Reply, begin_answer, total_usage
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
+from fastchat_serve.routes.openai.awake import begin_awake
 from fastchat_serve.routes.openai.chat import include_usage, stop_reason, wire_usage
 from fastchat_serve.routes.openai.logprobs import completion_logprobs
 from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
@@ -35,19 +36,23 @@ def completions_route(service: Service) -> HotRoute:
 
     def begin(exchange: Exchange, body: bytes) -> End:
         request = decode(_decoder, body)
-        requests = _generate_requests(request, service, exchange)
-        dialect = CompletionDialect(
-            requests[0].id,
-            request.model,
-            n=request.n or 1,
-            echo=bool(request.echo),
-            logprobs=request.logprobs is not None,
-            include_usage=include_usage(request),
-        )
-        reply_type: type[Reply] = EventReply if request.stream else PlainReply
-        observation = service.metrics.begin("text_completion", request.model)
-        reply = reply_type(exchange, dialect, observation, len(requests))
-        return begin_answer(service.dispatcher, request.model, requests, reply)
+
+        def answer() -> End:
+            requests = _generate_requests(request, service, exchange)
+            dialect = CompletionDialect(
+                requests[0].id,
+                request.model,
+                n=request.n or 1,
+                echo=bool(request.echo),
+                logprobs=request.logprobs is not None,
+                include_usage=include_usage(request),
+            )
+            reply_type: type[Reply] = EventReply if request.stream else PlainReply
+            observation = service.metrics.begin("text_completion", request.model)
+            reply = reply_type(exchange, dialect, observation, len(requests))
+            return begin_answer(service.dispatcher, request.model, requests, reply)
+
+        return begin_awake(service.waking, request.model, exchange, answer)
 
     opt = documented(
         "Continue a text",

@@ -38,7 +38,8 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
         require_post(scope)
         exchange = AsgiExchange(scope, receive, send)
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        service.dispatcher.an_able(request.model)
+        if service.waking.sleeper(request.model) is None:
+            service.dispatcher.an_able(request.model)  # an unknown model is the first thing to say
         prompts = prompts_of(request.input, service.limits.max_prompts, "input")
         wanted = EmbedRequest(
             id=f"embd-{exchange.unique_id}",
@@ -53,6 +54,7 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
             async def embed() -> None:
                 nonlocal failed
                 try:
+                    await service.waking.wake(request.model)
                     found = await service.dispatcher.embed(request.model, wanted)
                     exchange.reply_json(_body(request, found))
                     observation.finish(Usage(found.prompt_tokens, 0))

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from fastchat_serve.config import Limits
 from fastchat_serve.controller.dispatcher import Dispatcher
+from fastchat_serve.controller.waking import Waking
 from fastchat_serve.hookspecs import ToolParserFactory
 from fastchat_serve.routes.metrics import Metrics
 
@@ -18,6 +19,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """Shared by all requests; made once per application."""
 
     dispatcher: Dispatcher
+    waking: Waking
     metrics: Metrics
     limits: Limits
     tool_parsers: Mapping[str, ToolParserFactory]
