@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fastchat_serve.cluster import ClusterLinks
     from fastchat_serve.protocol.watch import Choosing
     from fastchat_serve.routes.siblings import Siblings
-    from fastchat_serve.routes.fastchat.side import FastChatSide
+        from fastchat_serve.routes.fastchat.side import FastChatSide
 
 __all__ = ["Application", "create_app"]
 

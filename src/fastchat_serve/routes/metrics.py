@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
@@ -24,9 +24,11 @@ from fastchat_serve.errors import ServeError
 from fastchat_serve.routes.histogram import Histogram
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.response import IdentifiedResponse
-from fastchat_serve.routes.siblings import ALONE, Siblings, merged
 from fastchat_serve.watchdog import Watchdog
 from fastchat_serve.worker.base import WorkerState
+
+if TYPE_CHECKING:
+    from fastchat_serve.routes.siblings import Siblings
 
 __all__ = ["Metrics", "Observation", "Operation"]
 
@@ -116,8 +118,8 @@ class Metrics:
         @get("/metrics", opt=opt)
         async def metrics(request: Request[Any, Any, Any]) -> IdentifiedResponse[bytes]:
             text = generate_latest(self.collectors)
-            if siblings is not None and ALONE not in request.headers:
-                text = merged([text.decode(), *await siblings.metrics()])
+            if siblings is not None and siblings.are_meant(request.headers):
+                text = await siblings.with_theirs(text.decode())
             # Litestar adds "; charset=utf-8", as the format has it.
             return IdentifiedResponse(text, media_type="text/plain; version=0.0.4")
 

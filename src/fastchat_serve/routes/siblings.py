@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["ALONE", "Siblings", "merged"]
+__all__ = ["Siblings", "merged"]
 
 logger = logging.getLogger(__name__)
 
-ALONE: Final = "x-fastchat-alone"
+_ALONE: Final = "x-fastchat-alone"
 """The header of a request that is for one process only."""
 
 ANSWER_S: Final = 2.0
@@ -48,9 +48,13 @@ class Siblings:
         others = (*self._addresses[:index], *self._addresses[index + 1 :])
         return Siblings(others, self._key, name=self._name, tls=self._tls is not None)
 
-    async def metrics(self) -> list[str]:
-        """What each of them says at ``/metrics``; those that do not answer are left out."""
-        said: list[str] = []
+    def are_meant(self, headers: Container[str]) -> bool:
+        """Whether a request for metrics is for all: one from a sibling is not."""
+        return _ALONE not in headers
+
+    async def with_theirs(self, metrics: str) -> bytes:
+        """Our own `metrics` and what each of the others says; those that do not answer are left out."""
+        said = [metrics]
 
         async def ask(host: str, port: int) -> None:
             with anyio.move_on_after(ANSWER_S):
@@ -62,7 +66,7 @@ class Siblings:
         async with anyio.create_task_group() as tasks:
             for host, port in self._addresses:
                 tasks.start_soon(ask, host, port)
-        return said
+        return merged(said)
 
     async def _ask(self, host: str, port: int) -> str:
         head = f"GET /metrics HTTP/1.1\r\nhost: {self._name}\r\nauthorization: Bearer {self._key}\r\n"
@@ -70,7 +74,7 @@ class Siblings:
         if self._tls is not None:
             stream = await TLSStream.wrap(stream, server_side=False, ssl_context=self._tls, standard_compatible=False)
         async with stream:
-            await stream.send(f"{head}{ALONE}: 1\r\nconnection: close\r\n\r\n".encode())
+            await stream.send(f"{head}{_ALONE}: 1\r\nconnection: close\r\n\r\n".encode())
             reply = b"".join([part async for part in stream])
         status, _, rest = reply.partition(b"\r\n")
         if b" 200 " not in status:
