@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.bench.report import Plan, Report, Row, Verdict
-from tests.bench.servers import configured, cpu_s, ready, rss_mb
+from tests.bench.servers import Server, configured, cpu_s, ready, rss_mb
 
 __all__ = ["measure"]
 
@@ -24,41 +24,27 @@ TOKEN = "bench"
 
 
 def measure(plan: Plan) -> Report:
-    """One row per role: seconds until all are listed, and per cent of a core after that."""
+    """One row per role: seconds until it lists all, and per cent of a core after that."""
     count = 200 if plan.quick else NODES
+    window_s = 2 if plan.quick else STEADY_S
     cluster = f'[cluster]\ntoken = "{TOKEN}"\n'
-    with (
-        configured(f"{cluster}[controller]\n") as controller,
-        configured(f'{cluster}[api]\ncontrollers = ["{controller.url}"]\nkeys = ["{TOKEN}"]\n') as api,
-        _swarm(controller.url, count) as swarm,
-    ):
+    api_tables = f'{cluster}[api]\nkeys = ["{TOKEN}"]\n'
+    with configured(f"{cluster}[controller]\n") as controller, _swarm(controller.url, count) as dial:
         plan.progress(f"{count} nodes dial")
-        assert swarm.stdin is not None
-        began, spent = time.perf_counter(), {server.pid: cpu_s(server.pid) for server in (controller, api)}
-        swarm.stdin.write("go\n")
-        swarm.stdin.flush()
-        listed_s = {}
-        for name, server in (("controller", controller), ("api", api)):
-            while ready(server, "dummy") < count:
-                time.sleep(LOOK_S)
-            listed_s[name] = time.perf_counter() - began
-        joined = {server.pid: cpu_s(server.pid) - spent[server.pid] for server in (controller, api)}
-        plan.progress("all are listed; they rest")
-        time.sleep(2 if plan.quick else SETTLE_S)
-        window_s = 2 if plan.quick else STEADY_S
-        before = {server.pid: cpu_s(server.pid) for server in (controller, api)}
-        time.sleep(window_s)
-        rows: list[Row] = [
-            {
-                "role": name,
-                "nodes": count,
-                "all listed s": listed_s[name],
-                "CPU s until then": joined[server.pid],
-                "steady CPU %": 100 * (cpu_s(server.pid) - before[server.pid]) / window_s,
-                "RSS MB": rss_mb(server.pid),
-            }
-            for name, server in (("controller", controller), ("api", api))
-        ]
+        began, spent = time.perf_counter(), cpu_s(controller.pid)
+        dial()
+        rows = [_joined("controller", controller, count, began, spent)]
+        plan.progress("an API process dials them all")
+        began = time.perf_counter()
+        with configured(f'{api_tables}controllers = ["{controller.url}"]\n') as api:
+            rows.append(_joined("api", api, count, began, 0.0))
+            plan.progress("they rest")
+            time.sleep(2 if plan.quick else SETTLE_S)
+            before = {server.pid: cpu_s(server.pid) for server in (controller, api)}
+            time.sleep(window_s)
+            for row, server in zip(rows, (controller, api), strict=True):
+                row["steady CPU %"] = 100 * (cpu_s(server.pid) - before[server.pid]) / window_s
+                row["RSS MB"] = rss_mb(server.pid)
     verdicts = [
         Verdict(
             what=f"all of {count} listed", measured=rows[0]["all listed s"], bar=LISTED_BAR_S, at_most=True, unit="s"
@@ -71,18 +57,33 @@ def measure(plan: Plan) -> Report:
     return Report(tables={"many nodes": rows}, verdicts=verdicts)
 
 
+def _joined(role: str, server: Server, count: int, began: float, spent: float) -> Row:
+    """Once it lists all: how long that took, since `began` and beyond the CPU that was `spent` by then."""
+    while ready(server, "dummy") < count:
+        time.sleep(LOOK_S)
+    listed_s = time.perf_counter() - began
+    return {"role": role, "nodes": count, "all listed s": listed_s, "CPU s until then": cpu_s(server.pid) - spent}
+
+
 @contextmanager
-def _swarm(url: str, count: int) -> Iterator[subprocess.Popen[str]]:
+def _swarm(url: str, count: int) -> Iterator[Callable[[], None]]:
+    """Have that many nodes listen; they dial when what this yields is called."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.swarm", url, TOKEN, str(count)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+    def go() -> None:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        yield process
+        yield go
     finally:
         process.kill()
         process.wait()
