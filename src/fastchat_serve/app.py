@@ -49,8 +49,8 @@ from fastchat_serve.worker.crew import Crew, Recipe
 if TYPE_CHECKING:
     from fastchat_serve.cluster import ClusterLinks
     from fastchat_serve.protocol.watch import Choosing
+    from fastchat_serve.routes.fastchat.side import FastChatSide
     from fastchat_serve.routes.siblings import Siblings
-        from fastchat_serve.routes.fastchat.side import FastChatSide
 
 __all__ = ["Application", "create_app"]
 
