@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastchat_serve import __version__
+from fastchat_serve.commands.fastchat_flags import arguments
 from fastchat_serve.errors import StartupError
 
 __all__ = ["DEFAULT_URL", "main"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_FLAGS_MEAN = "The config that the flags mean is printed first; `fastchat-serve docs fastchat` has more."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     _client_arguments(explain)
     explain.add_argument("--json", action="store_true", help="print the server's reply as it is")
     _chat_arguments(commands.add_parser("chat", help="chat in the terminal, with a server or a model in this process"))
+    for name, add, what in (
+        ("controller", arguments.add_controller, "a controller, by FastChat's flags"),
+        ("worker", arguments.add_worker, "a worker, by FastChat's flags"),
+        ("api", arguments.add_api, "an API server, by FastChat's flags"),
+    ):
+        add(commands.add_parser(name, help=f"serve {what}", description=f"Serve {what}. {_FLAGS_MEAN}"))
+    message = commands.add_parser("message", help="send one message, as FastChat's test_message does")
+    arguments.add_message(message)
+    _client_arguments(message)
     docs = commands.add_parser("docs", help="read the manual")
     docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
     return parser

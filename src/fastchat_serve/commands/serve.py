@@ -22,12 +22,16 @@ from fastchat_serve.server import HttpServer, bind, serve
 if TYPE_CHECKING:
     from fastchat_serve.processes import Place
 
-__all__ = ["run"]
+__all__ = ["run", "serve_config"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Bind, load, serve."""
-    config = config_from(args)
+    return serve_config(config_from(args))
+
+
+def serve_config(config: Config) -> int:
+    """Serve until a signal, in as many processes as the config wants. Raises `StartupError`."""
     if config.server.processes > 1:
         from fastchat_serve.processes import in_processes  # most servers start without it, and sooner
 

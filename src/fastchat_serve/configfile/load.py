@@ -26,7 +26,7 @@ from fastchat_serve.configfile.rules import broken_rules, key_problem
 from fastchat_serve.configfile.sources import Document, apply_environment, apply_override, read_text, read_toml
 from fastchat_serve.errors import ConfigError
 
-__all__ = ["config_for_model", "convert_options", "load_config"]
+__all__ = ["config_for_model", "config_from_tables", "convert_options", "load_config"]
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _Options = TypeVar("_Options", bound=Struct)
@@ -50,6 +50,14 @@ def config_for_model(
     document.values["worker", 0, "backend"] = Place("--backend", directory=Path.cwd())
     document.values["worker", 0, "model"] = Place("--model", directory=Path.cwd())
     return _finish(document, overrides, environ)
+
+
+def config_from_tables(tables: dict[str, Any], *, overrides: Sequence[str] = (), environ: Mapping[str, str]) -> Config:
+    """The config of tables that were made of other arguments of the command line.
+
+    `overrides` and `environ` reach it as they reach a file.
+    """
+    return _finish(Document(Place("command line", directory=Path.cwd()), tables), overrides, environ)
 
 
 def convert_options(config: Config, index: int, options: type[_Options]) -> _Options:

@@ -107,7 +107,8 @@ def _tls(tables: Tables) -> _Problems:
 def _is_split(tables: Tables) -> bool:
     """Whether other processes take part: a role is missing here, or controllers elsewhere are named."""
     elsewhere = any(worker.controllers for worker in tables.worker) or (tables.api and tables.api.controllers)
-    return bool(elsewhere) or tables.controller is None or tables.api is None or not tables.worker
+    has_workers = bool(tables.worker) or tables.fastchat.enabled  # FastChat's are found without a token
+    return bool(elsewhere) or tables.controller is None or tables.api is None or not has_workers
 
 
 def _exposure(tables: Tables) -> _Problems:
