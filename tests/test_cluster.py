@@ -13,6 +13,7 @@ import anyio
 import httpx
 import pytest
 
+from fastchat_serve import cluster
 from fastchat_serve.server import HttpServer
 from fastchat_serve.worker.base import WorkerState
 from tests.cluster import TOKEN, api, controller, worker
@@ -36,7 +37,7 @@ async def serves(server: HttpServer, count: int = 1) -> None:
 
 async def ask(server: HttpServer, prompt: str = "to be or not", **more: Any) -> httpx.Response:
     async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
-        return await client.post("/v1/completions", json={"model": "echo", "prompt": prompt, **more})
+        return await client.post("/v1/completions", json={"model": "echo", "prompt": prompt} | more)
 
 
 async def answer(server: HttpServer, prompt: str = "to be or not") -> str:
@@ -172,7 +173,26 @@ async def test_g7_a_worker_that_drains_ends_its_streams_and_gets_no_more(serving
             tasks.start_soon(back.drain)
         (reply,) = replies
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
-        assert (await ask(front)).status_code in (404, 503)
+        gone = await ask(front)
+        assert (gone.status_code, gone.headers["retry-after"]) == (503, "1"), "it is likely to come back"
+
+
+async def test_an_api_that_has_heard_of_no_controller_does_not_say_that_a_model_is_not_there(serving, free_port):
+    url = f"http://127.0.0.1:{free_port}"
+    async with serving(api(url)) as front, serving(worker(url)):
+        unknown = await ask(front)
+        assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "1")
+        assert "not known yet" in unknown.json()["error"]["message"]
+        async with serving(controller(), port=free_port):
+            await serves(front)
+            assert (await ask(front, model="another")).json()["error"]["code"] == "model_not_found"
+
+
+async def test_a_controller_that_has_just_started_does_not_say_that_a_model_is_not_there(serving, monkeypatch):
+    async with serving(f"{controller()}[api]\n") as front:
+        assert (await ask(front)).status_code == 503
+        monkeypatch.setattr(cluster, "LEARN_S", 0.0)
+        assert (await ask(front)).status_code == 404
 
 
 async def test_an_api_that_is_told_to_stop_finishes_its_streams_and_refuses_new_ones(serving):

@@ -9,6 +9,7 @@ which `accept` takes.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -24,7 +25,7 @@ from fastchat_serve.controller.fleet import Fleet
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.controller.table import Table
 from fastchat_serve.controller.watchers import Watchers
-from fastchat_serve.controller.watching import Watching
+from fastchat_serve.controller.watching import LEARN_S, Watching
 from fastchat_serve.errors import Forbidden, InvalidRequest, ServeError
 from fastchat_serve.protocol.watch import Choosing, NodeCard, Watch
 from fastchat_serve.routes.auth import Keys
@@ -72,6 +73,8 @@ class ClusterLinks:
             self._be_called_upon(registry)
         self._membership = self._make_membership()
         self._watching = self._make_watching()
+        self._started_at = math.inf
+        registry.is_learning = self._is_learning
 
     @property
     def paths(self) -> Mapping[bytes, Callable[[Iterable[Header], asyncio.Transport], asyncio.Protocol]]:
@@ -84,6 +87,7 @@ class ClusterLinks:
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Keep all links until cancelled. The server has to be listening."""
+        self._started_at = anyio.current_time()
         async with anyio.create_task_group() as tasks:
             for part in (self.node, self._fleet, self._admission, self._membership, self._watching):
                 if part is not None:
@@ -112,6 +116,12 @@ class ClusterLinks:
             await link.wait_closed()
 
     # -------------------------------------------------------------------------------------------------
+
+    def _is_learning(self) -> bool:
+        """A controller that starts anew hears of its nodes within the time in which they dial again."""
+        if self._table is not None and anyio.current_time() - self._started_at < LEARN_S:
+            return True
+        return self._watching is not None and self._watching.is_learning
 
     def _node(self, workers: Mapping[str, Worker]) -> Node | None:
         if not self._config.worker:

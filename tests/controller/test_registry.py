@@ -11,6 +11,7 @@ from fastchat_serve.controller import registry as registry_
 from fastchat_serve.controller.members import Seen
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engines.echo import EchoEngine
+from fastchat_serve.errors import ModelNotFound, Unavailable
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
 from tests.straw import StrawWorker
@@ -54,6 +55,31 @@ def test_who_is_removed_is_not_found_any_more() -> None:
     registry.remove(worker.id)
 
     assert (registry.models, registry.workers, registry.serving("a")) == ((), (), ())
+
+
+def test_a_model_whose_last_worker_left_counts_for_a_while_as_one_that_comes_back() -> None:
+    now = 0.0
+    registry = Registry(clock=lambda: now)
+    one, other = a_worker("a"), a_worker("a")
+    registry.add(one)
+    registry.add(other)
+    registry.remove(one.id)
+    registry.remove(other.id)
+
+    assert isinstance(registry.missing("a"), Unavailable)
+    assert isinstance(registry.missing("b"), ModelNotFound)
+    now = 60.0
+    assert isinstance(registry.missing("a"), ModelNotFound)
+
+
+def test_a_name_that_a_worker_has_no_more_is_gone_at_once() -> None:
+    registry = Registry()
+    worker = a_worker("a", "b")
+    registry.add(worker)
+    worker.names = ("a",)
+    registry.add(worker)
+
+    assert isinstance(registry.missing("b"), ModelNotFound)
 
 
 def test_workers_are_listed_in_whatever_state_they_are() -> None:

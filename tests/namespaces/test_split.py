@@ -18,6 +18,9 @@ pytestmark = pytest.mark.anyio
 SOON_S = 3.0
 """Two seconds are promised; the rest is for a machine that has other things to do."""
 
+HARDLY_S = 1.5
+"""Less than it takes to notice that somebody is silent: nobody had to wait for that."""
+
 
 class Split(NamedTuple):
     controller: Host
@@ -67,7 +70,7 @@ async def test_f1_a_worker_that_is_killed_and_started_again_costs_no_request(hos
     assert load.errors == {}
     assert gone_s < 0.5
     assert back_s < SOON_S
-    assert load.longest_wait_s < 1.0
+    assert load.longest_wait_s < HARDLY_S
 
 
 async def test_f3_a_worker_that_is_frozen_is_out_within_two_seconds_and_what_it_says_late_reaches_nobody(hosts, split):
@@ -109,7 +112,7 @@ async def test_f5_g10_a_controller_that_is_killed_costs_no_request_and_knows_all
         await load.is_at_work()
     assert load.errors == {}
     assert known_s < SOON_S
-    assert load.longest_wait_s < 1.0
+    assert load.longest_wait_s < HARDLY_S
 
 
 async def test_f7_f8_workers_that_only_the_controller_cannot_reach_serve_and_are_listed_again(hosts, split, network):
@@ -131,7 +134,7 @@ async def test_f7_f8_workers_that_only_the_controller_cannot_reach_serve_and_are
     assert len(await hosts.cards(split.controller, TOKEN)) == 2
     assert load.errors == {}
     assert max(back_s, other_back_s) < SOON_S
-    assert load.longest_wait_s < 1.0
+    assert load.longest_wait_s < HARDLY_S
 
 
 @pytest.mark.parametrize("direction", ["to it", "from it"])
@@ -185,4 +188,4 @@ async def test_an_api_that_was_cut_off_from_its_controller_learns_what_it_has_mi
         back_s = await hosts.know(split.api, 2)
     assert load.errors == {}
     assert back_s < SOON_S
-    assert load.longest_wait_s < 1.0
+    assert load.longest_wait_s < HARDLY_S

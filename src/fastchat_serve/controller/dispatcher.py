@@ -37,7 +37,7 @@ from fastchat_serve.engine import (
     constraint_param,
     required_capabilities,
 )
-from fastchat_serve.errors import ModelNotFound, Overloaded, ServeError, Unavailable, Unsupported
+from fastchat_serve.errors import Overloaded, ServeError, Unavailable, Unsupported
 from fastchat_serve.policy import Draw, Policy
 from fastchat_serve.worker.base import Worker, WorkerState
 
@@ -188,7 +188,7 @@ class Dispatcher:
         """All of those. Raises as `an_able` does."""
         served = self.registry.look(model)
         if served is None:
-            raise ModelNotFound(model)
+            raise self.registry.missing(model)
         pool = served.pool(needed)
         if not pool.by_id:
             for member in served.members:  # whoever has not told of a change is not passed over for it

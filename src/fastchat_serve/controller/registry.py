@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Final
 
 from fastchat_serve.controller.members import Member, Seen
 from fastchat_serve.controller.served import Served
+from fastchat_serve.errors import ModelNotFound, ServeError, Unavailable
 from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.watched import nobody
 
@@ -24,19 +25,29 @@ __all__ = ["Registry"]
 _MOST_REMEMBERED: Final = 32_768
 """Changes, for `as_seen`; some 150 bytes each."""
 
+_EXPECTED_S: Final = 60.0
+"""So long after its last worker has left a model counts as one that comes back: workers are started anew."""
+
 
 class Registry:
     """Workers by id and by the names of the models they serve.
 
+    Args:
+        clock: Monotonic time in seconds.
+
     Attributes:
         changes: How many were seen of all workers so far.
+        is_learning: Whether there may be workers that are to be listed in a moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.changes = 0
+        self.is_learning: Callable[[], bool] = _knows_all
         self._members: dict[str, Member] = {}
         self._served: dict[str, Served] = {}
         self._since: dict[str, int] = {}
+        self._left_at: dict[str, float] = {}
         self._positions = 0
         self._changed: dict[Member, None] = {}  # in order, so that the same happens whenever the same happened
         self._past: deque[tuple[str, tuple[str, ...], Seen | None]] = deque(maxlen=_MOST_REMEMBERED)
@@ -60,7 +71,9 @@ class Registry:
         """Forget a worker; unknown ids are passed over."""
         member = self._members.pop(worker_id, None)
         if member is not None:
+            names = member.names
             self._unlist(member)
+            self._left_at.update((name, self._clock()) for name in names if name not in self._served)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -75,6 +88,18 @@ class Registry:
         """The workers of a model, in whatever state; empty if none is listed for it."""
         served = self._served.get(model)
         return () if served is None else served.workers
+
+    def missing(self, model: str) -> ServeError:
+        """Why nobody serves a model that is not listed: whoever asks again may be answered, or not."""
+        left_at = self._left_at.get(model)
+        if left_at is not None and self._clock() - left_at < _EXPECTED_S:
+            return Unavailable(
+                f"Model {model!r} cannot be served now (its last worker has left). Try again later.",
+                retry_after_s=1.0,
+            )
+        if self.is_learning():
+            return Unavailable("Which models there are is not known yet. Try again in a moment.", retry_after_s=1.0)
+        return ModelNotFound(model)
 
     def since(self, model: str) -> int:
         """When the model was first listed: Unix time in seconds."""
@@ -180,3 +205,7 @@ class Registry:
     def _remember(self, member: Member, before: Seen | None) -> None:
         self._past.append((member.id, member.names, before))
         self.changes += 1
+
+
+def _knows_all() -> bool:
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -21,9 +22,12 @@ from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialEr
 from fastchat_serve.worker.heartbeat import Complaints, per_address
 from fastchat_serve.worker.link import Link
 
-__all__ = ["Watching"]
+__all__ = ["LEARN_S", "Watching"]
 
 logger = logging.getLogger(__name__)
+
+LEARN_S: Final = 3.0
+"""Within which nodes are heard of that are there."""
 
 
 class Watching:
@@ -55,7 +59,19 @@ class Watching:
         """By controller: its URL, and one address of its host."""
         self._dialled: dict[str, anyio.Event] = {}
         """By node: set when what is known of it has changed."""
+        self._listed_at: float | None = None
+        """When a controller was heard for the first time."""
         self._tasks: TaskGroup | None = None
+
+    @property
+    def is_learning(self) -> bool:
+        """No controller was heard so far, or nodes are listed that are not known here yet, and may be in a moment."""
+        if self._listed_at is None:
+            return True
+        if anyio.current_time() - self._listed_at > LEARN_S:
+            return False
+        listed = set[str]().union(*self._listings.values()) - {self._ours}
+        return any(self._fleet.get(node) is None for node in listed)
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled."""
@@ -91,6 +107,8 @@ class Watching:
     def listed(self, controller: tuple[str, str], cards: Iterable[NodeCard]) -> None:
         """What it lists, and nothing else."""
         self._complaints.forget(f"No controller at {controller[0]}")
+        if self._listed_at is None:
+            self._listed_at = anyio.current_time()
         before = self._listings[controller]
         self._listings[controller] = {card.node: card for card in cards}
         for node in before.keys() | self._listings[controller].keys():
@@ -139,7 +157,7 @@ class Watching:
                 if link is not None:
                     await link.wait_unwell()
                     backoff.reset()
-                    self._complaints.forget(node)
+                    self._complaints.forget(_about(node))
                 with anyio.move_on_after(backoff.wait_s()):
                     await self._dialled[node].wait()
         finally:
@@ -156,13 +174,13 @@ class Watching:
         try:
             await dial(url, CALL, lambda: link.link, self._credentials, at=at)
         except DialError as error:
-            self._complaints.say(f"Node {node}", str(error))
+            self._complaints.say(_about(node), str(error))
             return None
         with anyio.move_on_after(PROOF_S):
             await answered.wait()
         problem = _problem(node, url, link.hello)
         if problem:
-            self._complaints.say(f"Node {node}", problem)
+            self._complaints.say(_about(node), problem)
             link.link.abort(problem)
             return None
         if (before := self._fleet.get(node)) is not None and before.well:
@@ -170,6 +188,10 @@ class Watching:
             return before
         self._fleet.admit(link)
         return link
+
+
+def _about(node: str) -> str:
+    return f"Node {node} cannot be called"
 
 
 def _problem(node: str, url: str, hello: Hello | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import ModelNotFound, Unavailable
+from fastchat_serve.errors import Unavailable
 from fastchat_serve.protocol.fastchat import WorkerStatus
 from fastchat_serve.worker.base import Worker, WorkerState
 
@@ -26,7 +26,7 @@ def workers_of(registry: Registry, model: str) -> list[Worker]:
     """The workers of a model that take requests; at least one. Raises `ModelNotFound` or `Unavailable`."""
     listed = registry.serving(model)
     if not listed:
-        raise ModelNotFound(model)
+        raise registry.missing(model)
     found = ready(listed)
     if not found:
         raise Unavailable(

@@ -120,7 +120,7 @@ async def dial(
             await handshake.done
     except TimeoutError:
         raise DialError(
-            f"{url} does not answer within {DIAL_S:g} s: is that address right, and the way open?"
+            f"{url} does not answer within {DIAL_S:g} s (is that address right, and the way open?)"
         ) from None
     except ssl.SSLCertVerificationError as error:
         raise DialError(f"the certificate of {url} is not to be trusted: {error.verify_message}") from None

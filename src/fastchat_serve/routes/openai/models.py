@@ -8,7 +8,6 @@ from litestar.params import FromPath
 from msgspec import UNSET
 
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import ModelNotFound
 from fastchat_serve.protocol.openai import ModelCard, ModelList
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.worker.base import WorkerState
@@ -34,7 +33,7 @@ def model_handlers(registry: Registry) -> list[HTTPRouteHandler]:
         # Litestar hands a path parameter over with its leading slash; model names may hold slashes.
         name = model.removeprefix("/")
         if not registry.serving(name):
-            raise ModelNotFound(name)
+            raise registry.missing(name)
         return card(name)
 
     return [list_models, get_model]
