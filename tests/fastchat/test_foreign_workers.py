@@ -254,6 +254,69 @@ async def test_front_ends_and_controllers_above_us_reach_it_through_us(ours: Our
     assert worker.asked_for("/worker_generate_stream")[0]["prompt"] == "Sys. USER: Hello you ASSISTANT:"
 
 
+async def test_a_controller_at_which_we_register_cannot_register_here(ours: Ours) -> None:
+    controller = a_worker()
+    async with controller.listening(), ours(f'controllers = ["{controller.url}"]') as server:
+        refused = await register(server, controller)
+
+    assert refused.status_code == 403
+    assert "circle" in refused.json()["text"]
+
+
+async def test_operators_see_it_among_the_workers(ours: Ours) -> None:
+    worker = a_worker()
+    async with worker.listening(), ours() as server, httpx.AsyncClient(base_url=server.url) as http:
+        await register(server, worker)
+        await listed(server, "tiny")
+        cards = (await http.get("/cluster/workers")).json()["workers"]
+
+    (card,) = (card for card in cards if card["models"] == ["tiny"])
+    assert card["id"] == f"tiny@{worker.url}"
+    assert (card["state"], card["context_length"]) == ("ready", 1000)
+    assert card["notes"] == ["behind a worker of FastChat's"]
+
+
+async def test_before_its_first_token_an_answer_moves_to_another_worker(ours: Ours) -> None:
+    dying, living = a_worker(None), a_worker()
+    async with living.listening(), ours() as server, client_of(server) as client, dying.listening():
+        for worker in (dying, living):
+            await register(server, worker)
+        await until(lambda: len(server.application.registry.serving("tiny")) == 2)
+        answers = [await chat(client) for _ in range(4)]
+
+    assert {answer.choices[0].message.content for answer in answers} == {"Hi there"}
+    assert dying.asked_for("/worker_generate_stream")
+
+
+async def test_a_drain_waits_for_what_is_under_way(ours: Ours) -> None:
+    gate = asyncio.Event()
+    worker = a_worker({"text": "Hi"}, gate, {"text": "Hi there", "finish_reason": "stop", **COUNTS})
+    async with worker.listening(), ours() as server, client_of(server) as client:
+        await register(server, worker)
+        await listed(server, "tiny")
+        async with anyio.create_task_group() as tasks:
+            stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+            first = await anext(aiter(stream))
+            tasks.start_soon(server.drain)
+            await until(lambda: server.application.registry.serving("tiny")[0].state.value == "draining")
+            gate.set()
+            rest = [chunk.choices[0].delta.content or "" async for chunk in stream]
+
+    assert (first.choices[0].delta.content or "") + "".join(rest) == "Hi there"
+
+
+async def test_a_stop_ends_what_is_under_way_with_an_error(ours: Ours) -> None:
+    worker = a_worker({"text": "Hi"}, asyncio.Event())
+    async with worker.listening(), ours() as server, client_of(server) as client:
+        await register(server, worker)
+        await listed(server, "tiny")
+        stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        await anext(aiter(stream))
+        server.application.expel()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            _ = [chunk async for chunk in stream]
+
+
 # ------------------------------------------------------------------------------------------------ answers
 
 

@@ -19,7 +19,7 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 def broken_rules(tables: Tables, places: Places) -> Iterator[ConfigError]:
     """Everything in `tables` that does not hold together."""
-    parts = (_roles, _processes, _node, _tls, _secrets, _names, _urls, _networks)
+    parts = (_roles, _processes, _node, _tls, _secrets, _names, _urls, _networks, _circles)
     problems = [problem for part in parts for problem in part(tables)]
     for path, problem in problems or _exposure(tables):  # what is exposed depends on the rest being right
         yield places.error(path, problem)
@@ -172,6 +172,20 @@ def _networks(tables: Tables) -> _Problems:
             ip_network(network)
         except ValueError as error:
             yield ("fastchat", "networks", number), f"{error}."
+
+
+def _circles(tables: Tables) -> _Problems:
+    for number, url in enumerate(tables.fastchat.upstreams):
+        if url in tables.fastchat.controllers:
+            yield (
+                ("fastchat", "upstreams", number),
+                "this process also registers there, as fastchat.controllers says: requests would go round in a circle.",
+            )
+    if tables.fastchat.enabled and tables.server.processes > 1:
+        yield (
+            ("fastchat", "enabled"),
+            "FastChat's workers register at one process, and others would not know them. Set server.processes = 1.",
+        )
 
 
 def _has_host_and_port(url: str) -> bool:

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve.config import FastChat
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import InvalidRequest, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import Forbidden, InvalidRequest, Overloaded, ServeError, Unavailable
 from fastchat_serve.fastchat.addresses import Dial, Networks, permitted, resolved
 from fastchat_serve.fastchat.peer import FastChatWorker, Peer
 from fastchat_serve.protocol import fastchat as wire
@@ -65,6 +65,8 @@ class ForeignWorkers:
         """
         try:
             dial = await permitted(asked.worker_name, registered_by, self._networks)
+            if dial.url in self._config.controllers:
+                raise Forbidden("This server registers there itself: requests would go round in a circle.")
             if dial.url not in self._peers and len(self._peers) >= MOST_PEERS:
                 raise Overloaded("Too many workers of FastChat's are registered.", retry_after_s=60.0)
         except ServeError as error:

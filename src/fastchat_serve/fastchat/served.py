@@ -9,7 +9,7 @@ from fastchat_serve.errors import Unavailable
 from fastchat_serve.protocol.fastchat import WorkerStatus
 from fastchat_serve.worker.base import Worker, WorkerState
 
-__all__ = ["models_served", "ready", "status", "workers_of"]
+__all__ = ["is_served", "models_served", "ready", "status", "workers_of"]
 
 
 def ready(workers: Iterable[Worker]) -> list[Worker]:
@@ -18,8 +18,13 @@ def ready(workers: Iterable[Worker]) -> list[Worker]:
 
 
 def models_served(registry: Registry) -> tuple[str, ...]:
-    """Models that have such a worker, sorted."""
-    return tuple(name for name in registry.models if ready(registry.serving(name)))
+    """All that are served, sorted."""
+    return tuple(name for name in registry.models if is_served(registry, name))
+
+
+def is_served(registry: Registry, model: str) -> bool:
+    """Whether `model` has a worker that takes requests, or one that is loaded for whoever asks first."""
+    return any(worker.state is WorkerState.READY or worker.wakes for worker in registry.serving(model))
 
 
 def workers_of(registry: Registry, model: str) -> list[Worker]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from litestar import get
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
-from fastchat_serve.errors import ServeError
 from fastchat_serve.fastchat.foreign import ForeignWorkers
-from fastchat_serve.fastchat.served import models_served, status, workers_of
+from fastchat_serve.fastchat.served import is_served, models_served, status
 from fastchat_serve.protocol import fastchat as wire
 from fastchat_serve.routes.door import PUBLIC
 from fastchat_serve.routes.fastchat.peers import Peers
@@ -45,11 +44,7 @@ def controller_handlers(
         return wire.ModelNames(tuple(name for name in models_served(registry) if name not in foreign.multimodal))
 
     async def address(asked: wire.ModelQuery, call: Call) -> wire.Address:
-        try:
-            workers_of(registry, asked.model or "")
-        except ServeError:
-            return wire.Address("")
-        return wire.Address(call.url)
+        return wire.Address(call.url if is_served(registry, asked.model or "") else "")
 
     async def together() -> wire.WorkerStatus:
         return status(registry)

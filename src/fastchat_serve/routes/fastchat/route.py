@@ -16,10 +16,10 @@ from fastchat_serve.routes.asgi import AsgiExchange
 from fastchat_serve.routes.door import PUBLIC, Guard
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.fastchat.failures import reply_failure
-from fastchat_serve.routes.hot import require_post
+from fastchat_serve.routes.hot import End, require_post
 from fastchat_serve.routes.openapi import documented
 
-__all__ = ["Call", "until_gone", "with_body", "without_body"]
+__all__ = ["Call", "answering", "until_gone", "with_body", "without_body"]
 
 Asked = TypeVar("Asked")
 _encode = msgspec.json.Encoder().encode
@@ -86,8 +86,46 @@ def with_body(
     return handler
 
 
+def answering(
+    path: str,
+    *,
+    begin: Callable[[AsgiExchange, bytes], Awaitable[End]],
+    refuse: Callable[[Exchange, ServeError], None],
+    limit_bytes: int,
+    opt: dict[str, Any],
+    guard: Guard | None = None,
+) -> ASGIRouteHandler:
+    """A route whose reply `begin` only begins. What that raises goes to `refuse`."""
+
+    @asgi(path, copy_scope=False, guards=None if guard is None else [guard], opt=opt)
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        require_post(scope)
+        exchange = AsgiExchange(scope, receive, send)
+        end: End | None = None
+
+        async def begin_it() -> None:
+            nonlocal end
+            try:
+                end = await begin(exchange, body)
+            except ServeError as error:
+                refuse(exchange, error)
+
+        try:
+            body = await exchange.body(limit_bytes)
+        except ServeError as error:
+            refuse(exchange, error)
+            return
+        try:
+            await until_gone(exchange, begin_it)
+        finally:
+            if end is not None:
+                end()
+
+    return handler
+
+
 async def until_gone(exchange: AsgiExchange, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """`work`, which replies, as long as somebody waits for it."""
+    """`work`, and then the reply, as long as somebody waits for it."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
         await exchange.finished()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 
 import msgspec
-from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
-from litestar.types import Receive, Scope, Send
 
 from fastchat_serve.engine import Capability, ChatPrompt, EmbedRequest, TextPrompt, Usage
 from fastchat_serve.errors import InvalidRequest, ServeError, Unsupported
@@ -15,18 +13,18 @@ from fastchat_serve.fastchat.carried import CARRIER, PLAIN, prompt_from
 from fastchat_serve.fastchat.peer import FastChatWorker
 from fastchat_serve.fastchat.served import models_served, workers_of
 from fastchat_serve.protocol import fastchat as wire
-from fastchat_serve.routes.asgi import AsgiExchange
 from fastchat_serve.routes.door import PUBLIC
 from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.fastchat.failures import failure
 from fastchat_serve.routes.fastchat.generation import Generation, generate_request
 from fastchat_serve.routes.fastchat.peers import Peers
-from fastchat_serve.routes.fastchat.route import Call, with_body
-from fastchat_serve.routes.hot import require_post
+from fastchat_serve.routes.fastchat.route import Call, answering, with_body
+from fastchat_serve.routes.hot import End
 from fastchat_serve.routes.metrics import Operation
 from fastchat_serve.routes.openai.embeddings import floats
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
+from fastchat_serve.worker.base import Worker
 
 __all__ = ["worker_handlers"]
 
@@ -37,6 +35,7 @@ _encode = msgspec.json.Encoder().encode
 def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
     """All but ``/worker_get_status``, which is the controller's as well."""
     dispatcher, registry, guard = service.dispatcher, service.dispatcher.registry, peers.or_key
+    limit_bytes = service.max_body_bytes
 
     def model_of(asked: str | None) -> str:
         """Workers that have one model only are asked without its name."""
@@ -45,9 +44,14 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
             raise InvalidRequest("Say which model is meant: 'model' is missing.", param="model")
         return models[0] if asked is None else asked
 
+    async def awake(model: str) -> list[Worker]:
+        """The workers that take requests for `model`, once there is one."""
+        await service.waking.wake(model)
+        return workers_of(registry, model)
+
     async def count(asked: wire.CountRequest, _: Call) -> wire.CountReply:
         model, prompt = model_of(asked.model), prompt_from(asked.prompt)
-        worker = workers_of(registry, model)[0]
+        worker = (await awake(model))[0]
         if isinstance(worker, FastChatWorker):
             return wire.CountReply(await worker.count(prompt))
         try:
@@ -56,12 +60,12 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
             return wire.CountReply(0)
 
     async def template(asked: wire.ModelQuery, _: Call) -> wire.ConversationReply:
-        workers = workers_of(registry, model_of(asked.model))
+        workers = await awake(model_of(asked.model))
         chats = all(Capability.CHAT in worker.info.capabilities for worker in workers)
         return wire.ConversationReply(CARRIER if chats else PLAIN)
 
     async def details(asked: wire.ModelQuery, _: Call) -> wire.ContextLength:
-        workers = workers_of(registry, model_of(asked.model))
+        workers = await awake(model_of(asked.model))
         return wire.ContextLength(min(worker.info.context_length for worker in workers))
 
     async def embed(asked: wire.EmbedParams, call: Call) -> wire.EmbedReply | wire.Failure:
@@ -77,7 +81,7 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
         if not texts or len(texts) > service.limits.max_prompts:
             most = service.limits.max_prompts
             raise InvalidRequest(f"input has {len(texts)} texts; from 1 to {most} are taken.", param="input")
-        workers_of(registry, model)
+        await awake(model)
         request = EmbedRequest(
             id=f"fastchat-{exchange.unique_id}", inputs=tuple(map(TextPrompt, texts)), tenant=exchange.tenant
         )
@@ -98,22 +102,11 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
         return wire.EmbedReply(tuple(tuple(floats(row)) for row in rows), found.prompt_tokens)
 
     def generating(path: str, summary: str, *, stream: bool) -> ASGIRouteHandler:
-        opt = documented(summary, "FastChat", wire.Message, request=wire.GenerateParams, method="POST")
-
-        @asgi(path, copy_scope=False, guards=[guard], opt=PUBLIC | opt)
-        async def handler(scope: Scope, receive: Receive, send: Send) -> None:
-            require_post(scope)
-            exchange = AsgiExchange(scope, receive, send)
-            try:
-                params = decode(_params, await exchange.body(service.max_body_bytes))
-                model = model_of(params.model)
-                workers_of(registry, model)
-                request = generate_request(params, exchange, service.limits)
-            except ServeError as error:
-                end = b"\0" if stream else b""
-                exchange.reply_json(_encode(failure(error)) + end)
-                return
-            echoed = params.prompt if params.echo is not False and not request.echo else ""
+        async def begin(exchange: Exchange, body: bytes) -> End:
+            params = decode(_params, body)
+            model = model_of(params.model)
+            await awake(model)
+            request = generate_request(params, exchange, service.limits)
             operation: Operation = "chat" if isinstance(request.prompt, ChatPrompt) else "text_completion"
             generation = Generation(
                 exchange,
@@ -121,18 +114,18 @@ def worker_handlers(service: Service, peers: Peers) -> list[ASGIRouteHandler]:
                 dispatcher,
                 model,
                 request,
-                prefix=echoed,
+                prefix=params.prompt if params.echo is not False and not request.echo else "",
                 stream=stream,
             )
             generation.start()
-            try:
-                await exchange.finished()
-            finally:
-                generation.close()
+            return generation.close
 
-        return handler
+        def refuse(exchange: Exchange, error: ServeError) -> None:
+            exchange.reply_json(_encode(failure(error)) + (b"\0" if stream else b""))
 
-    limit_bytes = service.max_body_bytes
+        opt = documented(summary, "FastChat", wire.Message, request=wire.GenerateParams, method="POST")
+        return answering(path, begin=begin, refuse=refuse, limit_bytes=limit_bytes, opt=PUBLIC | opt, guard=guard)
+
     return [
         generating("/worker_generate_stream", "Continue a text, in messages that grow", stream=True),
         generating("/worker_generate", "Continue a text", stream=False),
