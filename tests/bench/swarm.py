@@ -14,31 +14,22 @@ from functools import partial
 import anyio
 
 from fastchat_serve.descriptors import raise_limit
-from fastchat_serve.engine import Capability, EngineInfo, EngineLoad
-from fastchat_serve.worker.base import WorkerLoad, WorkerState
+from fastchat_serve.engine import Capability, EngineInfo
+from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.dial import UPGRADE, Credentials
 from fastchat_serve.worker.heartbeat import Membership
 from fastchat_serve.worker.node import Node
+from fastchat_serve.worker.remote import RemoteWorker
 
 
-class Dummy:
+class Dummy(RemoteWorker):
     """A worker that is always ready and never asked."""
 
-    names: tuple[str, ...] = ("dummy",)
-    adapters: tuple[str, ...] = ()
-    speed = 1.0
-    state = WorkerState.READY
-    reason = tool_parser = ""
     info = EngineInfo(context_length=4096, capabilities=frozenset({Capability.GENERATE, Capability.TEXT_PROMPT}))
-    queue_length = restarts = protocol_errors = 0
-    full = False
-    back_in_s = 1.0
 
     def __init__(self, number: int) -> None:
-        self.id = f"dummy-{number}"
-
-    def load(self) -> WorkerLoad:
-        return WorkerLoad(0, 0, 16, 64, EngineLoad())
+        super().__init__(f"dummy-{number}", ("dummy",), slots=16, queue_limit=64)
+        self.state = WorkerState.READY
 
 
 class Door(asyncio.Protocol):
@@ -70,7 +61,7 @@ async def main(url: str, token: str, count: int) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(count):
             dummy = Dummy(number)
-            node = Node({dummy.id: dummy})  # type: ignore[dict-item]
+            node = Node({dummy.id: dummy})
             await tasks.start(node.run)
             server = await loop.create_server(partial(Door, node), "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]

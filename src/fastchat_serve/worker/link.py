@@ -143,7 +143,11 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._transport = transport
         self._set_pace(self._ping_s)
         self._spoke_at = self._heard_at
-        self._end.opened()
+        try:
+            self._end.opened()
+        except Exception:  # the event loop would close the transport behind our back
+            logger.exception("A link between two processes is given up: this is a fault of ours.")
+            self.abort("it could not be begun")
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -156,6 +160,9 @@ class Link(asyncio.Protocol, Generic[S, R]):
                 self._end.receive(messages)
         except LinkBroken as error:
             self._break(error)
+        except Exception:  # likewise
+            logger.exception("A link between two processes is given up: this is a fault of ours.")
+            self.abort("a message could not be handled")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:

@@ -1,0 +1,121 @@
+"""A link whose end fails is given up, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+import pytest
+
+from fastchat_serve.protocol.link import Abort, FromCaller, FromHost, Gone, Pace, Ping, frame
+from fastchat_serve.worker.link import PING_S, Link
+from tests.worker.every_worker import until
+
+pytestmark = pytest.mark.anyio
+
+
+class End:
+    """Remembers what it is told; raises when it hears of `fatal`."""
+
+    def __init__(self, fatal: type[object] | None = None) -> None:
+        self._fatal = fatal
+        self.received: list[object] = []
+        self.told: list[str] = []
+        self.gone = anyio.Event()
+
+    def opened(self) -> None:
+        self.told.append("opened")
+
+    def receive(self, messages: Sequence[object]) -> None:
+        self.received += messages
+        if self._fatal is not None and isinstance(messages[0], self._fatal):
+            raise RuntimeError("a fault of ours")
+
+    def silent(self) -> None:
+        self.told.append("silent")
+
+    def heard(self) -> None:
+        self.told.append("heard")
+
+    def closed(self, reason: str) -> None:
+        self.told.append("closed")
+        self.gone.set()
+
+
+async def linked(caller: End, host: End) -> tuple[Link[FromCaller, FromHost], Link[FromHost, FromCaller]]:
+    loop, sockets = asyncio.get_running_loop(), socket.socketpair()
+    for each in sockets:
+        each.setblocking(False)
+    _, calling = await loop.create_unix_connection(lambda: Link(list[FromHost], caller), sock=sockets[0])
+    _, hosting = await loop.create_unix_connection(lambda: Link(list[FromCaller], host), sock=sockets[1])
+    return calling, hosting
+
+
+async def test_an_end_that_raises_loses_its_link_and_both_ends_hear_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    caller, host = End(), End(fatal=Abort)
+    calling, hosting = await linked(caller, host)
+
+    calling.send(Abort(1))
+    with anyio.fail_after(10):
+        await caller.gone.wait()
+        await host.gone.wait()
+
+    assert not calling.open
+    assert not hosting.open
+    assert "a fault of ours" in caplog.text
+    calling.send(Abort(2))  # to nobody, and nothing breaks
+    hosting.send(Gone("w"))
+
+
+async def test_what_is_sent_before_a_link_is_closed_arrives(caplog: pytest.LogCaptureFixture) -> None:
+    caller, host = End(), End()
+    calling, hosting = await linked(caller, host)
+
+    hosting.send(Gone("w"))
+    hosting.close("it is over")
+    with anyio.fail_after(10):
+        await calling.wait_closed()
+        await hosting.wait_closed()
+
+    assert caller.received == [Gone("w")]
+    assert host.told == caller.told == ["opened", "closed"]
+    assert hosting.reason == "it is over"
+
+
+async def test_the_caller_sets_the_pace_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, host = End(), End()
+    calling, hosting = await linked(caller, host)
+    assert calling.ping_s == hosting.ping_s == PING_S
+
+    calling.pace(7.0)
+    calling.send(Abort(1))
+    await until(lambda: bool(host.received))
+
+    assert calling.ping_s == hosting.ping_s == 7.0
+    assert host.received == [Abort(1)], "pace is the link's own business"
+    calling.close("the test is over")
+    with anyio.fail_after(10):
+        await hosting.wait_closed()
+
+
+async def test_who_is_silent_for_several_pings_is_told_of_and_heard_again() -> None:
+    caller, (ours, theirs) = End(), socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with theirs:
+        _, calling = await loop.create_unix_connection(lambda: Link(list[FromHost], caller), sock=ours)
+        calling.pace(0.02)
+        await until(lambda: caller.told == ["opened", "silent"])
+        theirs.send(frame([Ping()]))
+        await until(lambda: caller.told[:3] == ["opened", "silent", "heard"])
+        assert calling.open
+        calling.abort("the test is over")
+
+
+def test_a_pace_that_nobody_could_keep_is_no_message() -> None:
+    body = msgspec.msgpack.encode(Pace(0.0))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(body, type=Pace)
