@@ -21,7 +21,7 @@ FLOORS = {
     "plugins": {"__init__", "hookspecs", "plugins", "progress", "push", "text", "stepping", "checkpoint", "engines"},
     # The conformance kit drives engines through a real worker and dispatcher, so it stands on their floor; it is no
     # part of the product, and nothing imports it.
-    "roles": {"worker", "controller", "fastchat", "watchdog", "testing"},
+    "roles": {"simulation", "worker", "controller", "fastchat", "watchdog", "testing"},
     "HTTP": {"routes"},
     "assembly": {
         "app",

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     message = commands.add_parser("message", help="send one message, as FastChat's test_message does")
     arguments.add_message(message)
     _client_arguments(message)
+    _simulate_arguments(commands.add_parser("simulate", help="try a fleet that does not exist on a trace"))
     docs = commands.add_parser("docs", help="read the manual")
     docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
     return parser
@@ -107,6 +108,24 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-tokens", type=_count, default=512, metavar="N", help="at most, per answer (default: %(default)s)"
+    )
+
+
+def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Send a trace of requests to simulated workers, once for each dispatch policy, and compare what comes of it. "
+        "The manual's page 'simulate' has the format of both files."
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file that describes the fleet")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="requests; without it they are made up")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write two charts there, as SVG")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the file, for instance fleet.0.count=20; may be repeated",
     )
 
 

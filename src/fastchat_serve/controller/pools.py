@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from operator import attrgetter
 from random import Random
 from types import MappingProxyType
 from typing import Final, Protocol, overload
@@ -82,8 +83,8 @@ class Standing(Candidates):
 
     def set_aside(self, ids: Set[str]) -> list[Member]:
         """Take out those with these ids, for one decision. To be given to `add` when it is made."""
-        found = (self._pool.by_id.get(id_) for id_ in ids)
-        aside = [member for member in found if member is not None and self._place_of(member) >= 0]
+        found = [member for id_ in ids if (member := self._pool.by_id.get(id_)) is not None]
+        aside = [member for member in sorted(found, key=_position) if self._place_of(member) >= 0]
         for member in aside:
             self.remove(member)
         return aside
@@ -202,6 +203,9 @@ class Pool:
         self.standing(member.seen).remove(member)
         if self._ring is not None:
             self._ring.remove(member)
+
+
+_position = attrgetter("position")
 
 
 def _queue(member: Member) -> float:
