@@ -15,6 +15,7 @@ import pytest
 
 from fastchat_serve import cluster
 from fastchat_serve.server import HttpServer
+from fastchat_serve.worker import heartbeat
 from fastchat_serve.worker.base import WorkerState
 from tests.cluster import TOKEN, api, controller, worker
 from tests.conftest import Serving
@@ -130,6 +131,56 @@ async def test_with_two_controllers_either_is_enough(serving):
             assert await answer(front) == "to be or not"
 
 
+async def test_a_name_stands_for_all_controllers_that_it_leads_to_now(serving, free_port, monkeypatch):
+    """As that of a headless service does in Kubernetes, whose pods come and go."""
+    leads_to = ["127.0.0.1"]
+
+    async def resolve(url: str) -> tuple[str, ...]:
+        return tuple(leads_to)
+
+    monkeypatch.setattr(heartbeat, "resolve", resolve)
+    monkeypatch.setattr(heartbeat, "RESOLVE_S", 0.05)
+    name = f"http://controllers.example:{free_port}"
+
+    def at(host: str) -> str:
+        return controller(more=f'[server]\nhost = "{host}"\n')
+
+    async with serving(api(name)) as front, serving(worker(name)):
+        async with serving(at("127.0.0.1"), port=free_port) as one:
+            await serves(front)
+            leads_to.append("127.0.0.2")
+            async with serving(at("127.0.0.2"), port=free_port) as other:
+                await serves(other)
+                leads_to.remove("127.0.0.1")
+                one.stop()
+                async with serving(worker(name)):
+                    await serves(other, 2)
+                    await serves(front, 2)
+        assert await answer(front) == "to be or not"
+
+
+async def test_a_worker_that_dials_out_keeps_its_links_while_its_controller_starts_anew(serving, free_port):
+    url = f"http://127.0.0.1:{free_port}"
+    async with (
+        serving(api(url)) as front,
+        serving(worker(url, more='reach = "out"', options="delay_ms = 5\nloop = true")),
+    ):
+        async with serving(controller(), port=free_port):
+            await serves(front)
+        asked = {"model": "echo", "prompt": "x", "max_tokens": 100_000, "stream": True}
+        async with (
+            httpx.AsyncClient(base_url=front.url) as client,
+            client.stream("POST", "/v1/completions", json=asked) as reply,
+        ):
+            lines = reply.aiter_lines()
+            await anext(lines)
+            async with serving(controller(), port=free_port) as back:
+                await serves(back)
+                for _ in range(200):  # past the moment when the new controller knows no API process
+                    assert "error" not in await anext(lines)
+        assert states(front) == ["ready"]
+
+
 async def test_an_api_beside_the_controller_calls_nodes_as_well_as_its_own_workers(serving):
     together = f'[cluster]\ntoken = "{TOKEN}"\n[controller]\n[api]\n[[worker]]\nbackend = "echo"\nnames = ["echo"]\n'
     async with serving(together) as front, serving(worker(front.url)), serving(api(front.url)) as other:
@@ -236,13 +287,17 @@ async def test_a_slot_is_free_when_the_client_of_another_process_leaves(serving)
 
 async def test_an_api_picks_workers_as_its_controller_says(serving):
     chosen = 'policy = "round_robin"\n[controller.policies]\nother = "lottery"\n'
-    async with serving(controller() + chosen) as there, serving(api(there.url)) as front:
-        async with serving(worker(there.url)), serving(worker(there.url)):
-            await serves(front, 2)
-            reply = await ask(front)
-            async with httpx.AsyncClient(base_url=front.url) as client:
-                why = await client.get(f"/cluster/decisions/{reply.headers['x-request-id']}")
-            assert [decision["policy"] for decision in why.json()["decisions"]] == ["round_robin"]
+    async with (
+        serving(controller() + chosen) as there,
+        serving(api(there.url)) as front,
+        serving(worker(there.url)),
+        serving(worker(there.url)),
+    ):
+        await serves(front, 2)
+        reply = await ask(front)
+        async with httpx.AsyncClient(base_url=front.url) as client:
+            why = await client.get(f"/cluster/decisions/{reply.headers['x-request-id']}")
+        assert [decision["policy"] for decision in why.json()["decisions"]] == ["round_robin"]
 
 
 # ------------------------------------------------------------------------------ who is not let in, and why

@@ -19,7 +19,7 @@ from fastchat_serve.controller.fleet import Fleet, NodeLink
 from fastchat_serve.protocol.link import Hello, LinkBroken
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
 from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialError, dial
-from fastchat_serve.worker.heartbeat import Complaints, per_address
+from fastchat_serve.worker.heartbeat import Complaints, look_up
 from fastchat_serve.worker.link import Link
 
 __all__ = ["LEARN_S", "Watching"]
@@ -57,6 +57,8 @@ class Watching:
         self._complaints = Complaints()
         self._listings: dict[tuple[str, str], dict[str, NodeCard]] = {}
         """By controller: its URL, and one address of its host."""
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        """Of controllers, as they were looked up last."""
         self._dialled: dict[str, anyio.Event] = {}
         """By node: set when what is known of it has changed."""
         self._listed_at: float | None = None
@@ -77,19 +79,22 @@ class Watching:
         """Watch until cancelled."""
         async with anyio.create_task_group() as self._tasks:
             for url in self._controllers:
-                self._tasks.start_soon(per_address, url, self._keep, self._complaints)
+                self._tasks.start_soon(look_up, url, self._found, self._complaints)
             task_status.started()
             await anyio.sleep_forever()
 
-    def _keep(self, url: str, at: str) -> None:
-        if (url, at) not in self._listings:
-            assert self._tasks is not None
-            self._listings[url, at] = {}
-            self._tasks.start_soon(self._watch_for_ever, url, at)
+    def _found(self, url: str, addresses: tuple[str, ...]) -> None:
+        self._addresses[url] = addresses
+        for at in addresses:
+            if (url, at) not in self._listings:
+                assert self._tasks is not None
+                self._listings[url, at] = {}
+                self._tasks.start_soon(self._watch, url, at)
 
-    async def _watch_for_ever(self, url: str, at: str) -> None:
+    async def _watch(self, url: str, at: str) -> None:
+        """Watch one controller for as long as its name leads there; what it listed last holds for as long."""
         backoff = Backoff()
-        while True:
+        while at in self._addresses[url]:
             watcher = _Watcher(self, (url, at), self._introduction)
             try:
                 await dial(url, WATCH, lambda watcher=watcher: watcher.link, self._credentials, at=at)  # type: ignore[misc]
@@ -101,6 +106,8 @@ class Watching:
                     backoff.reset()
                 self._complaints.say(f"The controller at {url} is not heard any more", watcher.link.reason)
             await anyio.sleep(backoff.wait_s())
+        for node in self._listings.pop((url, at)):
+            self._look_at(node)
 
     # -------------------------------------------------------------------------------- of one controller
 

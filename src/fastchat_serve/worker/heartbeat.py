@@ -22,7 +22,7 @@ from fastchat_serve.worker.dial import NODE, Backoff, Credentials, DialError, di
 from fastchat_serve.worker.link import Link
 from fastchat_serve.worker.node import Node, Notice
 
-__all__ = ["RESOLVE_S", "Complaints", "Membership", "per_address"]
+__all__ = ["RESOLVE_S", "Complaints", "Membership", "look_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,12 @@ class Complaints:
         self._said.pop(about, None)
 
 
-async def per_address(url: str, keep: Callable[[str, str], object], complaints: Complaints) -> None:
-    """Call ``keep(url, address)`` for all addresses of the URL's host, and for those that are new, until cancelled."""
+async def look_up(url: str, found: Callable[[str, tuple[str, ...]], None], complaints: Complaints) -> None:
+    """Call ``found(url, addresses)`` with all of the URL's host, now and again, until cancelled."""
     backoff = Backoff()
     while True:
         try:
-            for address in await resolve(url):
-                keep(url, address)
+            found(url, await resolve(url))
         except DialError as error:  # those that are known are kept
             complaints.say(f"Cannot find {url}", str(error))
             await anyio.sleep(backoff.wait_s())
@@ -90,8 +89,12 @@ class Membership:
         self._node, self._controllers = node, tuple(controllers)
         self._address, self._credentials = address, credentials
         self._complaints = Complaints()
-        self._kept: dict[tuple[str, str], anyio.CancelScope] = {}
-        self._callers: dict[str, frozenset[str]] = {}  # by who named them
+        self._kept: set[tuple[str, str]] = set()
+        """Who is dialled: a URL, and one address of its host; none for those that a controller named."""
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        """Of controllers, as they were looked up last."""
+        self._callers: dict[tuple[str, str], frozenset[str]] = {}
+        """By who named them."""
         self._tasks: TaskGroup | None = None
         self.listed = 0
 
@@ -99,21 +102,32 @@ class Membership:
         """Dial until cancelled."""
         async with anyio.create_task_group() as self._tasks:
             for url in self._controllers:
-                self._tasks.start_soon(per_address, url, self._keep, self._complaints)
+                self._tasks.start_soon(look_up, url, self._found, self._complaints)
             task_status.started()
             await anyio.sleep_forever()
 
-    def _keep(self, url: str, address: str) -> None:
-        if (url, address) not in self._kept:
-            assert self._tasks is not None
-            scope = self._kept[url, address] = anyio.CancelScope()
-            self._tasks.start_soon(self._dial_for_ever, url, address, scope)
+    def _found(self, url: str, addresses: tuple[str, ...]) -> None:
+        self._addresses[url] = addresses
+        for address in addresses:
+            self._keep(url, address)
 
-    async def _dial_for_ever(self, url: str, at: str, scope: anyio.CancelScope) -> None:
+    def _keep(self, url: str, at: str) -> None:
+        if (url, at) not in self._kept:
+            assert self._tasks is not None
+            self._kept.add((url, at))
+            self._tasks.start_soon(self._dial_while_wanted, url, at)
+
+    def _wanted(self, url: str, at: str) -> bool:
+        if at:
+            return at in self._addresses[url]
+        return any(url in named for named in self._callers.values())
+
+    async def _dial_while_wanted(self, url: str, at: str) -> None:
+        """A link that is well is kept in any case: a controller that has just started may not know its owner yet."""
         backoff = Backoff()
         joining: _Joining | None = None
-        with scope:
-            while not self._node.leaving:
+        try:
+            while self._wanted(url, at) and not self._node.leaving:
                 if joining is None or not joining.well:
                     # A silent link is not waited for: if the way was cut, it may be long until TCP tries again there.
                     # Nor is it given up before there is another: if the other end was frozen, it goes on over it.
@@ -123,10 +137,12 @@ class Membership:
                     if joining.welcome:
                         backoff.reset()
                 await anyio.sleep(backoff.wait_s())
+        finally:
+            self._kept.discard((url, at))
 
     async def _dial(self, url: str, at: str, before: _Joining | None) -> _Joining | None:
         """A new link in place of the one `before`, which stays if there is none or if it is well by then."""
-        joining = _Joining(url, self)
+        joining = _Joining(url, at, self)
 
         def host() -> Link[FromHost, FromCaller]:
             joining.link = self._node.host(
@@ -161,14 +177,11 @@ class Membership:
         if not self._node.leaving:
             self._complaints.say(f"Not listed at {url} any more", reason)
 
-    def name_callers(self, url: str, callers: Iterable[str]) -> None:
-        """Dial those as well that `url` names, and nobody any more that no controller names."""
-        self._callers[url] = frozenset(callers) - frozenset(self._controllers)
-        wanted = frozenset().union(*self._callers.values())
-        for caller in wanted:
+    def name_callers(self, by: tuple[str, str], callers: Iterable[str]) -> None:
+        """Dial those as well."""
+        self._callers[by] = frozenset(callers) - frozenset(self._controllers)
+        for caller in self._callers[by]:
             self._keep(caller, "")
-        for key in [key for key in self._kept if key[1] == "" and key[0] not in wanted]:
-            self._kept.pop(key).cancel()
 
 
 class _Joining:
@@ -180,8 +193,8 @@ class _Joining:
 
     link: Link[FromHost, FromCaller]
 
-    def __init__(self, url: str, membership: Membership) -> None:
-        self._url, self._membership = url, membership
+    def __init__(self, url: str, at: str, membership: Membership) -> None:
+        self._url, self._at, self._membership = url, at, membership
         self.well, self._unwell = True, anyio.Event()
         self.welcome = False
         self._refused = False
@@ -198,9 +211,9 @@ class _Joining:
                 if not self.welcome:
                     self.welcome = True
                     self._membership.welcomed(self._url)
-                self._membership.name_callers(self._url, callers)
+                self._membership.name_callers((self._url, self._at), callers)
             case Callers(urls):
-                self._membership.name_callers(self._url, urls)
+                self._membership.name_callers((self._url, self._at), urls)
             case Rejected(reason, again):
                 self._refused = True
                 if not again:
