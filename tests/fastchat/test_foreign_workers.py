@@ -195,6 +195,34 @@ async def test_a_process_of_the_config_is_served_whenever_it_is_there(ours: Ours
             await listed(server)
 
 
+async def test_a_model_that_cannot_be_used_does_no_harm_to_others_of_its_address(ours: Ours) -> None:
+    def details(asked: Asked) -> bytes:
+        if asked.body["model"] == "broken":
+            return said({}, "500 Internal Server Error")
+        return said({"context_length": 1000})
+
+    worker = a_worker(names=("broken", "tiny"), model_details=details)
+    async with worker.listening(), ours() as server:
+        await register(server, worker)
+        await listed(server, "tiny")
+        await refresh(server)
+        await listed(server, "tiny")
+
+
+async def test_a_wrong_address_is_named_in_one_line_with_what_to_do(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = a_worker()
+    async with nobody.listening():
+        pass
+    async with ours() as server:
+        await register(server, nobody)
+        await until(lambda: any("--worker-address" in record.message for record in caplog.records))
+
+    (line,) = (record.message for record in caplog.records if "--worker-address" in record.message)
+    assert nobody.url in line
+
+
 async def test_images_are_for_those_who_said_so(ours: Ours) -> None:
     worker = a_worker()
     async with worker.listening(), ours() as server, httpx.AsyncClient(base_url=server.url) as http:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import anyio
@@ -25,8 +24,8 @@ logger = logging.getLogger(__name__)
 MOST_PEERS: Final = 4096
 REFRESH_S: Final = 6.0
 """At most, for a look at all of them side by side."""
-RESOLVE_EVERY_S: Final = 5.0
-"""A name of the config that is not known is tried again."""
+FIND_EVERY_S: Final = 1.0
+"""Between two searches for a process of the config."""
 
 
 class ForeignWorkers:
@@ -72,7 +71,8 @@ class ForeignWorkers:
         except ServeError as error:
             logger.warning("The FastChat worker %.300r of %s is refused: %s", asked.worker_name, registered_by, error)
             raise
-        self._keep(dial, leased=asked.check_heart_beat, multimodal=asked.multimodal)
+        hint = "start it with --worker-address and that address"
+        self._keep(dial, leased=asked.check_heart_beat, multimodal=asked.multimodal, hint=hint)
 
     def beat(self, worker_name: str, queue_length: int) -> bool:
         """Note that a worker was heard of. Whether it is known: it has to register otherwise."""
@@ -117,35 +117,42 @@ class ForeignWorkers:
             yield from tuple(peer.workers.values())
 
     async def _find(self, url: str) -> None:
-        """One of the config's, whenever its name can be resolved."""
+        """One of the config's: whenever it is there, and wherever its name leads to by then."""
+        hint = "correct [fastchat] upstreams"
         while True:
             try:
                 dial = await resolved(url)
             except InvalidRequest as error:
-                logger.warning("fastchat.upstreams: %s: %s", url, error)
-                await anyio.sleep(RESOLVE_EVERY_S)
+                if hint:
+                    logger.warning("fastchat.upstreams: %s: %s", url, error)
             else:
-                self._keep(dial, leased=False, lasting=True)
-                return
+                lost = anyio.Event()
+                self._keep(dial, leased=False, hint=hint, then=lost.set)
+                await lost.wait()
+            hint = ""  # it was said
+            await anyio.sleep(FIND_EVERY_S)
 
-    def _keep(self, dial: Dial, *, leased: bool, lasting: bool = False, multimodal: bool = False) -> None:
+    def _keep(
+        self,
+        dial: Dial,
+        *,
+        leased: bool,
+        multimodal: bool = False,
+        hint: str,
+        then: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Have the process at `dial` in place of what was known by its address; `then`: once it is lost."""
         if self._tasks is None:
             raise Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
         known = self._peers.pop(dial.url, None)
         if known is not None:
             known.retire()
-        peer = Peer(
-            dial,
-            self._config,
-            self._registry,
-            leased=leased,
-            lasting=lasting,
-            multimodal=multimodal,
-            lost=partial(self._forget, dial.url),
-        )
+
+        def lost(peer: Peer) -> None:
+            if self._peers.get(dial.url) is peer:
+                del self._peers[dial.url]
+            then()
+
+        peer = Peer(dial, self._config, self._registry, leased=leased, multimodal=multimodal, hint=hint, lost=lost)
         self._peers[dial.url] = peer
         self._tasks.start_soon(peer.run)
-
-    def _forget(self, url: str, peer: Peer) -> None:
-        if self._peers.get(url) is peer:
-            del self._peers[url]

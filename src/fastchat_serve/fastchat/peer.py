@@ -13,13 +13,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
-from anyio.abc import TaskGroup
 
 from fastchat_serve.config import FastChat
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.errors import EngineError, ServeError
 from fastchat_serve.fastchat.addresses import Dial, Networks, permitted
-from fastchat_serve.fastchat.client import Client, NotOffered, Silent, Unreachable
+from fastchat_serve.fastchat.client import Client, NotOffered, Unreachable
 from fastchat_serve.fastchat.conversation import render
 from fastchat_serve.fastchat.engine import About, FastChatEngine
 from fastchat_serve.protocol import fastchat as wire
@@ -35,6 +34,8 @@ FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 5.0
 MAY_MISS: Final = 3
 """So often it may keep silent: FastChat's workers cannot answer while they embed."""
+GIVE_UP_AFTER: Final = 8
+"""So often it is looked for at first, if it has not said that it will be heard of."""
 LET_FINISH_S: Final = 600.0
 """For what is under way at a worker that is not listed any more."""
 USUAL_CONTEXT: Final = 2048
@@ -82,9 +83,9 @@ class Peer:
 
     Args:
         dial: How to reach it.
-        leased: It has to be heard of again and again.
-        lasting: It is in the config: however long it is silent, it is asked again.
+        leased: It has to be heard of again and again; otherwise it is given up if it does not answer.
         multimodal: As it said when it registered.
+        hint: What to do if nothing answers there, for the log. Empty: say nothing.
         lost: Called when its workers are not listed any more, for good.
     """
 
@@ -95,20 +96,21 @@ class Peer:
         registry: Registry,
         *,
         leased: bool,
-        lasting: bool = False,
         multimodal: bool = False,
+        hint: str = "",
         lost: Callable[[Peer], None],
     ) -> None:
         self.dial, self.multimodal = dial, multimodal
         self.workers: dict[str, FastChatWorker] = {}
         self._config, self._registry, self._lost = config, registry, lost
-        self._leased, self._lasting = leased, lasting
+        self._leased, self._hint = leased, hint
         self._networks = Networks(config.networks)
         self._expires_at = anyio.current_time() + config.lease_s
         self._client: Client | None = None
         self._behind: dict[str, Client] = {}
+        self._unusable: set[str] = set()
         self._missed = 0
-        self._complained = self._retired = False
+        self._retired = False
         self._wake, self._looked = anyio.Event(), anyio.Event()
 
     def beat(self, queue_length: int) -> None:
@@ -134,23 +136,23 @@ class Peer:
         self._looked.set()
 
     async def run(self) -> None:
-        async with AsyncExitStack() as clients, anyio.create_task_group() as tasks:
-            await self._keep_looking(clients, tasks)
+        async with AsyncExitStack() as self._clients, anyio.create_task_group() as self._tasks:
+            await self._keep_looking()
             self.retire()
             self._lost(self)
 
-    async def _keep_looking(self, clients: AsyncExitStack, tasks: TaskGroup) -> None:
+    async def _keep_looking(self) -> None:
         retry_s = FIRST_RETRY_S
         while not self._retired:
             self._wake = anyio.Event()
             try:
-                await self._look(clients, tasks)
+                await self._look()
             except ServeError as error:
                 if not self._may_go_on(error):
                     return
                 pause_s, retry_s = retry_s, min(2 * retry_s, LAST_RETRY_S)
             else:
-                self._missed, self._complained = 0, False
+                self._missed, self._hint = 0, ""
                 pause_s, retry_s = LOOK_EVERY_S, FIRST_RETRY_S
             self._tell_looked()
             left_s = self._expires_at - anyio.current_time() if self._leased else pause_s
@@ -160,19 +162,30 @@ class Peer:
                 logger.warning("The FastChat worker at %s was not heard of for too long.", self.dial.url)
                 return
 
-    async def _look(self, clients: AsyncExitStack, tasks: TaskGroup) -> None:
+    async def _look(self) -> None:
         """See what it serves now. Raises `ServeError`."""
         if self._client is None:
-            self._client, status = await self._connect(clients)
+            self._client, status = await self._connect()
         else:
             status = await self._status(self._client)
         for name in status.model_names:
             if name not in self.workers and not self._retired:
-                await self._list(await self._about(name, self._client, clients), self._client, tasks)
+                await self._try_to_list(name, self._client)
         self._unlist(*(self.workers.keys() - set(status.model_names)))
         self._report(status.queue_length, status.speed)
 
-    async def _connect(self, clients: AsyncExitStack) -> tuple[Client, wire.WorkerStatus]:
+    async def _try_to_list(self, name: str, client: Client) -> None:
+        """One more model. What it cannot say of one does no harm to others."""
+        try:
+            about = await self._about(name, client)
+        except EngineError as error:
+            if name not in self._unusable:
+                logger.warning("Model %.200r at %s cannot be used: %s", name, self.dial.url, error)
+            self._unusable.add(name)
+        else:
+            await self._list(about, client)
+
+    async def _connect(self) -> tuple[Client, wire.WorkerStatus]:
         failure: ServeError = Unreachable("The FastChat process has no address.")
         for place in self.dial.places:
             client = Client(self.dial, place)
@@ -182,7 +195,7 @@ class Peer:
                 await client.__aexit__()
                 failure = error
             else:
-                await clients.enter_async_context(client)
+                await self._clients.enter_async_context(client)
                 return client, status
         raise failure
 
@@ -190,14 +203,14 @@ class Peer:
     async def _status(client: Client) -> wire.WorkerStatus:
         return await client.call("/worker_get_status", None, wire.WorkerStatus)
 
-    async def _about(self, name: str, client: Client, clients: AsyncExitStack) -> About:
+    async def _about(self, name: str, client: Client) -> About:
         """What there is to know of a model."""
         asked = wire.ModelQuery(name)
         source = client
         try:
             details = await client.call("/model_details", asked, wire.ContextLength)
         except NotOffered:  # FastChat's controllers have no such route; their workers have
-            behind = await self._worker_behind(name, client, clients)
+            behind = await self._worker_behind(name, client)
             if behind is None:
                 return About(name=name, context_length=USUAL_CONTEXT, template=None)
             source = behind
@@ -220,7 +233,7 @@ class Peer:
             return None
         return template
 
-    async def _worker_behind(self, name: str, controller: Client, clients: AsyncExitStack) -> Client | None:
+    async def _worker_behind(self, name: str, controller: Client) -> Client | None:
         try:
             address = (await controller.call("/get_worker_address", wire.ModelQuery(name), wire.Address)).address
             its_own = urlsplit(self.dial.places[0]).hostname or ""
@@ -229,17 +242,16 @@ class Peer:
             logger.warning("Model %.200r at %s cannot chat: %s", name, self.dial.url, error)
             return None
         if dial.url not in self._behind:
-            self._behind[dial.url] = await clients.enter_async_context(Client(dial, dial.places[0]))
+            self._behind[dial.url] = await self._clients.enter_async_context(Client(dial, dial.places[0]))
         return self._behind[dial.url]
 
-    async def _list(self, about: About, client: Client, tasks: TaskGroup) -> None:
+    async def _list(self, about: About, client: Client) -> None:
         worker = FastChatWorker(FastChatEngine(client, about, self.suspect), about.name, self.dial.url, self._config)
-        await tasks.start(worker.run)
+        await self._tasks.start(worker.run)
         if self._retired:
             worker.stop()
             return
         self.workers[about.name] = worker
-        self._tasks = tasks
         self._registry.add(worker)
         logger.info("Model %.200r is served by the FastChat process at %s.", about.name, self.dial.url)
 
@@ -259,27 +271,15 @@ class Peer:
         """Whether to look again after it failed to answer."""
         self._missed += 1
         if not self.workers:
-            self._complain(error)
-            return True
-        if isinstance(error, Silent) and self._missed < MAY_MISS:
+            # The very first look often comes before its port listens.
+            if self._hint and self._missed == MAY_MISS:
+                what = "Nothing that serves models answers at %s yet (%s) If it listens elsewhere: %s."
+                logger.warning(what, self.dial.url, error, self._hint)
+            return self._leased or self._missed < GIVE_UP_AFTER
+        if not isinstance(error, Unreachable) and self._missed < MAY_MISS:
             return True
         logger.warning("The FastChat process at %s is lost: %s", self.dial.url, error)
-        if self._lasting:
-            self._unlist(*list(self.workers))
-        return self._lasting
-
-    def _complain(self, error: ServeError) -> None:
-        """Once, in one line, what is to be done about it."""
-        # The very first look often comes before its port listens.
-        if self._complained or self._missed < MAY_MISS:
-            return
-        self._complained = True
-        logger.warning(
-            "Nothing that serves models answers at %s yet (%s) If it listens elsewhere: %s.",
-            self.dial.url,
-            error,
-            "correct [fastchat] upstreams" if self._lasting else "start it with --worker-address and that address",
-        )
+        return False
 
     def _tell_looked(self) -> None:
         self._looked.set()
