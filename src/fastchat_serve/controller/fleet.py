@@ -195,6 +195,9 @@ class NodeLink:
         self._caller.receive(messages)
 
     def silent(self) -> None:
+        if not self.is_admitted:
+            self.link.abort("it is silent, and was not let in yet")
+            return
         self.lost_at = asyncio.get_running_loop().time()
         self._trouble.set()
         self._caller.silent()

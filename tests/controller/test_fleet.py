@@ -1,0 +1,170 @@
+"""Nodes in the registry: they come with a link, are out of rotation without, and are forgotten after their lease."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from fastchat_serve.controller import fleet as module
+from fastchat_serve.controller.fleet import Fleet, NodeLink
+from fastchat_serve.controller.registry import Registry
+from fastchat_serve.protocol.link import FromHost, Gone, Hello, Leaving, Message, Ping, Statement, frame
+from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.link import PING_S
+from tests.worker.every_worker import local, until
+
+pytestmark = pytest.mark.anyio
+
+HELLO = Hello("node", 1, 1, "0")
+
+
+class Node:
+    """One end of a socket pair, which says what a test wants it to say."""
+
+    def __init__(self, fleet: Fleet, end: socket.socket) -> None:
+        self._fleet, self._end = fleet, end
+        self.link: NodeLink
+
+    def says(self, *messages: Message) -> None:
+        self._end.send(frame(messages))
+
+    def dies(self) -> None:
+        self._end.close()
+
+    async def joins(self, hello: Hello = HELLO) -> NodeLink:
+        self.says(hello)
+        await until(lambda: self.link.hello is not None)
+        self._fleet.admit(self.link)
+        return self.link
+
+
+@asynccontextmanager
+async def node(fleet: Fleet) -> AsyncIterator[Node]:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        made = Node(fleet, theirs)
+        made.link = NodeLink(fleet, lambda link, hello: None)
+        await loop.create_unix_connection(lambda: made.link.link, sock=ours)
+        yield made
+        made.link.link.abort("the test is over")
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.fixture
+def fleet(registry: Registry) -> Fleet:
+    return Fleet(registry)
+
+
+@pytest.fixture
+async def said() -> Statement:
+    """What a ready worker is, as its host would say it."""
+    from fastchat_serve.protocol.link import FrameReader, FromCaller
+    from fastchat_serve.worker.host import Host
+    from fastchat_serve.worker.link import Link
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(10)
+    async with local() as worker, anyio.create_task_group() as tasks:
+        host = Host({worker.id: worker}, tasks)
+        loop = asyncio.get_running_loop()
+        _, host.link = await loop.create_unix_connection(lambda: Link(list[FromCaller], host), sock=ours)
+        host.announce()
+        await anyio.lowlevel.checkpoint()
+        with theirs:
+            messages = FrameReader(list[FromHost]).feed(await anyio.to_thread.run_sync(theirs.recv, 1 << 16))
+        host.link.abort("it has said enough")
+    (found,) = (message for message in messages if isinstance(message, Statement))
+    return found
+
+
+def states(registry: Registry) -> list[WorkerState]:
+    return [worker.state for worker in registry.workers]
+
+
+async def test_what_a_node_says_of_its_workers_counts_once_it_is_let_in(fleet, registry, said):
+    async with node(fleet) as there:
+        there.says(HELLO, said)
+        await until(lambda: bool(there.link.workers))
+        assert registry.workers == ()
+        fleet.admit(there.link)
+        assert states(registry) == [WorkerState.READY]
+        there.says(Gone(said.worker))
+        await until(lambda: registry.workers == ())
+
+
+async def test_whoever_speaks_before_it_says_who_it_is_is_cut_off(fleet, registry, said):
+    async with node(fleet) as there:
+        there.says(said)
+        with anyio.fail_after(10):
+            await there.link.link.wait_closed()
+        assert registry.workers == ()
+
+
+async def test_whoever_is_silent_before_it_is_let_in_is_cut_off(fleet):
+    async with node(fleet) as there:
+        there.link.link.pace(0.02)
+        with anyio.fail_after(10):
+            await there.link.link.wait_closed()
+
+
+async def test_a_dead_node_is_lost_at_once_and_forgotten_after_its_lease(fleet, registry, said, monkeypatch):
+    gone: list[str] = []
+    fleet.on_left.append(gone.append)
+    async with node(fleet) as there:
+        await there.joins()
+        there.says(said)
+        await until(lambda: states(registry) == [WorkerState.READY])
+        there.dies()
+        await until(lambda: states(registry) == [WorkerState.LOST])
+        fleet.look()
+        assert states(registry) == [WorkerState.LOST]
+        monkeypatch.setattr(module, "LEASE_S", -1.0)
+        fleet.look()
+        assert (registry.workers, gone) == ((), ["node"])
+
+
+async def test_a_node_that_was_leaving_is_not_waited_for(fleet, registry, said):
+    async with node(fleet) as there:
+        await there.joins()
+        there.says(said, Leaving())
+        await until(lambda: there.link.leaving)
+        assert states(registry) == [WorkerState.READY], "what it has accepted it finishes"
+        there.dies()
+        await until(lambda: registry.workers == ())
+
+
+async def test_a_node_that_comes_back_takes_the_place_of_its_former_self(fleet, registry, said):
+    async with node(fleet) as before, node(fleet) as after:
+        await before.joins()
+        before.says(said)
+        await until(lambda: states(registry) == [WorkerState.READY])
+        before.dies()
+        await until(lambda: states(registry) == [WorkerState.LOST])
+        await after.joins(Hello("node", 2, 1, "0"))
+        after.says(said)
+        await until(lambda: states(registry) == [WorkerState.READY])
+        assert fleet.get("node") is after.link
+        assert not before.link.link.open
+
+
+async def test_many_links_that_have_nothing_to_do_are_pinged_less_often(fleet, monkeypatch):
+    monkeypatch.setattr(module, "PINGS_PER_S", 1)
+    async with node(fleet) as one, node(fleet) as other:
+        await one.joins(Hello("one", 1, 1, "0"))
+        await other.joins(Hello("other", 1, 1, "0"))
+        assert one.link.link.ping_s == PING_S
+        fleet.look()
+        assert one.link.link.ping_s > PING_S
+        one.says(Ping())
