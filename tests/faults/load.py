@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import anyio
 from msgspec import Struct
@@ -32,14 +32,16 @@ class Outcome(Struct):
 
     Attributes:
         code: Of its error; empty if it ended well.
-        longest_wait_s: Without anything new.
+        longest_wait_s: For the first of it, or the next.
+        begun: An answer was promised.
+        refused: How often it was turned away before.
     """
 
     is_stream: bool
-    asked_at: float
-    ended_at: float = 0.0
     code: str = ""
     longest_wait_s: float = 0.0
+    begun: bool = False
+    refused: int = 0
 
 
 class Load:
@@ -51,6 +53,7 @@ class Load:
         streams: How many are under way at any time.
         plain_per_s: Short requests, each over a connection of its own.
         words: Of a stream's text, each a token.
+        is_patient: Who is turned away, with 503 or without a word, asks again.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class Load:
         streams: int = 20,
         plain_per_s: float = 20.0,
         words: int = 100,
+        is_patient: bool = False,
     ) -> None:
         self._connected, self._key = connected, key
         self._streams, self._plain_per_s, self._words = streams, plain_per_s, words
+        self._is_patient = is_patient
         self.outcomes: list[Outcome] = []
         self._numbers = itertools.count()
         self._over = False
@@ -116,30 +121,50 @@ class Load:
     async def _ask(self, *, is_stream: bool) -> None:
         text = self._text(self._words if is_stream else 3)
         asked = {"model": "echo", "prompt": text, "max_tokens": 100_000, "stream": is_stream}
-        loop = asyncio.get_running_loop()
-        outcome = Outcome(is_stream, loop.time())
-        try:
-            async with self._connected() as connection:
-                connection.send(post("/v1/completions", asked, authorization=f"Bearer {self._key}"))
-                status, headers = await connection.head()
-                body = b""
-                last = loop.time()
-                if headers.get("transfer-encoding") == "chunked":
-                    while piece := await connection.piece():
-                        outcome.longest_wait_s = max(outcome.longest_wait_s, loop.time() - last)
-                        last = loop.time()
-                        body += piece
-                else:
-                    body = await connection.reader.readexactly(int(headers["content-length"]))
-        except (OSError, asyncio.IncompleteReadError):
+        outcome = Outcome(is_stream)
+        request = post("/v1/completions", asked, authorization=f"Bearer {self._key}")
+        reply = await self._reply(request, outcome)
+        while self._is_patient and (reply is None or reply.status == 503) and not outcome.begun:
+            outcome.refused += 1
+            await anyio.sleep(0.1)
+            reply = await self._reply(request, outcome)
+        if reply is None:
             outcome.code = BROKEN
             await anyio.sleep(0.1)  # whoever dialled in vain does not dial again at once
         else:
-            end = ending(Reply(status, headers, body))
+            end = ending(reply)
             is_right = text.startswith(end.text) if end.code else end.text == text
             outcome.code = end.code if is_right else f"{WRONG}: {end.text!r} instead of {text!r}"
-        outcome.ended_at = loop.time()
         self.outcomes.append(outcome)
+
+    async def _reply(self, request: bytes, outcome: Outcome) -> Reply | None:
+        """None if the connection broke before it was whole."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            return await self._whole_reply(request, outcome)
+        return None
+
+    async def _whole_reply(self, request: bytes, outcome: Outcome) -> Reply:
+        clock = asyncio.get_running_loop().time
+        async with self._connected() as connection:
+            last = clock()
+
+            def something_came() -> None:
+                nonlocal last
+                outcome.longest_wait_s = max(outcome.longest_wait_s, clock() - last)
+                last = clock()
+
+            connection.send(request)
+            status, headers = await connection.head()
+            outcome.begun = status == 200
+            something_came()
+            body = b""
+            if headers.get("transfer-encoding") == "chunked":
+                while piece := await connection.piece():
+                    something_came()
+                    body += piece
+            else:
+                body = await connection.reader.readexactly(int(headers["content-length"]))
+            return Reply(status, headers, body)
 
     def _text(self, words: int) -> str:
         """Another one every time, so that nobody can be given what was meant for somebody else."""
