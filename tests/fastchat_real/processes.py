@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["api_server", "controller", "free_port", "model_worker", "output_of"]
+__all__ = ["api_server", "controller", "free_port", "model_worker", "output_of", "wait_until"]
 
 PATIENCE_S = 90
 BEAT_S = 1
@@ -99,13 +99,22 @@ def api_server(folder: Path, controller_url: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Bounded by what a model takes to load on a busy machine."""
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def _wait(url: str) -> None:
     """Until something answers there."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
+
+    def answers() -> bool:
         try:
             with urllib.request.urlopen(url, timeout=5):
-                return
+                return True
         except OSError:
-            assert time.monotonic() < until, url
-            time.sleep(0.1)
+            return False
+
+    wait_until(answers)

@@ -9,12 +9,15 @@ from typing import Any
 from fastchat_serve.commands.fastchat_flags.arguments import LOADER_FLAGS, OTHER_FLAGS
 from fastchat_serve.errors import StartupError
 
-__all__ = ["Meaning", "api", "controller", "worker"]
+__all__ = ["UNUSED_VARIABLES", "Meaning", "api", "controller", "worker"]
 
 Tables = dict[str, Any]
 
 DEFAULT_MODEL = "lmsys/vicuna-7b-v1.5"
-_UNUSED_VARIABLES = ("LOGDIR", "CPU_ISA", "PEFT_SHARE_BASE_WEIGHTS", "FASTCHAT_USE_MODELSCOPE")
+UNUSED_VARIABLES = (
+    *("LOGDIR", "CPU_ISA", "PEFT_SHARE_BASE_WEIGHTS", "FASTCHAT_USE_MODELSCOPE"),
+    "FASTCHAT_WORKER_API_EMBEDDING_BATCH_SIZE",
+)
 _OTHERS: Mapping[str, Mapping[str, str]] = {
     "vllm": {"revision": "revision", "dtype": "dtype", "num_gpus": "tensor_parallel_size"},
     "sglang": {"revision": "revision", "dtype": "dtype", "num_gpus": "tp_size"},
@@ -48,7 +51,7 @@ class Meaning:
                 server[key] = environ[variable]
         self.tables: Tables = {"server": server, "controller": {}, "api": {}, "fastchat": {"enabled": True}}
         self.environ: dict[str, str] = {}
-        self.notes = [f"{name} is not used" for name in _UNUSED_VARIABLES if environ.get(name)]
+        self.notes = [f"{name} is not used" for name in UNUSED_VARIABLES if environ.get(name)]
 
     def drop(self, args: argparse.Namespace, *names: str) -> None:
         """Note those flags that were given."""
