@@ -246,6 +246,32 @@ async def test_a_controller_that_has_just_started_does_not_say_that_a_model_is_n
         assert (await ask(front)).status_code == 404
 
 
+@pytest.mark.parametrize("how", ["at the end of its patience", "at once"])
+async def test_what_a_worker_cannot_finish_before_it_stops_goes_on_at_another(serving, how):
+    patience = "[server]\ndrain_s = 0.1\n"
+    async with (
+        serving(controller()) as there,
+        serving(api(there.url)) as front,
+        serving(patience + worker(there.url, options="delay_ms = 5")) as back,
+    ):
+        await serves(front)
+        async with serving(worker(there.url)), anyio.create_task_group() as tasks:
+            await serves(front, 2)
+            texts: list[str] = []
+
+            async def one() -> None:
+                texts.append((await ask(front, "x " * 200, max_tokens=1000)).json()["choices"][0]["text"])
+
+            while not back.application.workers[0].load().running:  # whichever takes it: one must be the slow one
+                tasks.start_soon(one)
+                await anyio.sleep(0.02)
+            if how == "at once":
+                back.stop()
+            else:
+                await back.drain()
+        assert set(texts) == {("x " * 200).rstrip()} or set(texts) == {"x " * 200}
+
+
 async def test_an_api_that_is_told_to_stop_finishes_its_streams_and_refuses_new_ones(serving):
     async with split(serving, options="delay_ms = 5") as (_, front, back):
         async with httpx.AsyncClient(base_url=front.url, timeout=20) as client, anyio.create_task_group() as tasks:

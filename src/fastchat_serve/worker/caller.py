@@ -15,7 +15,7 @@ import anyio
 from msgspec import Raw
 
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
-from fastchat_serve.errors import EngineError, PayloadTooLarge, ServeError
+from fastchat_serve.errors import EngineError, PayloadTooLarge, ServeError, Unavailable
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
@@ -181,7 +181,7 @@ class Caller:
                 if (stream := self._streams.get(number)) is not None:
                     stream.push(chunk)
             case Ended(number, fault):
-                error = None if fault is None else fault.error()
+                error = None if fault is None else _as_seen_here(fault.error())
                 if (ended := self._streams.pop(number, None)) is not None:
                     ended.worker.over()
                     ended.end(error)
@@ -223,6 +223,13 @@ class Caller:
 def lost_error() -> EngineError:
     """For the streams of a worker whose process is gone or silent."""
     return EngineError("The worker that was making this answer is gone.", code="worker_lost")
+
+
+def _as_seen_here(error: ServeError) -> ServeError:
+    """That the other process shuts down is no reason to end an answer here: it may go on elsewhere."""
+    if error.code != "shutting_down":
+        return error
+    return Unavailable("The worker that was making this answer is shutting down.", retry_after_s=error.retry_after_s)
 
 
 def _take_nothing_else(message: FromHost) -> None:
