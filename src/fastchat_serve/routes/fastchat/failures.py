@@ -21,7 +21,6 @@ from fastchat_serve.routes.exchange import Exchange
 __all__ = ["failure", "legacy_error", "reply_failure"]
 
 _CODES: tuple[tuple[type[ServeError], ErrorCode], ...] = (
-    (ContextOverflow, ErrorCode.CONTEXT_OVERFLOW),
     (ModelNotFound, ErrorCode.INVALID_MODEL),
     (Unauthorized, ErrorCode.INVALID_AUTH_KEY),
     (InvalidRequest, ErrorCode.PARAM_OUT_OF_RANGE),
@@ -49,4 +48,6 @@ def reply_failure(exchange: Exchange, error: ServeError) -> None:
 
 
 def _code(error: ServeError) -> ErrorCode:
+    if error.code == ContextOverflow.code:  # of another process, it may come as another class
+        return ErrorCode.CONTEXT_OVERFLOW
     return next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL_ERROR)

@@ -18,7 +18,6 @@ from fastchat_serve.engine import (
     Chunk,
     GenerateRequest,
     Handle,
-    PromptEcho,
     SamplingParams,
     TokenLogprob,
     Usage,
@@ -136,7 +135,7 @@ class Generation:
                 self._exchange.begin(200, ())
         if chunk.prompt is not None:
             self._text += chunk.prompt.text
-            self._tokens.extend(_of_prompt(chunk.prompt))
+            self._tokens.extend(chunk.prompt.logprobs or ())
         self._text += chunk.text
         self._tokens.extend(chunk.logprobs or ())
         if self._stream and (chunk.text or chunk.prompt is not None):
@@ -151,7 +150,8 @@ class Generation:
     def end(self, error: Exception | None) -> None:
         if error is None or self._done:
             return
-        if isinstance(error, ContextOverflow) and not self._begun and self._request.sampling.max_tokens is not None:
+        too_long = isinstance(error, ServeError) and error.code == ContextOverflow.code
+        if too_long and not self._begun and self._request.sampling.max_tokens is not None:
             # FastChat's front ends ask for more than there is room for, and mean: as many as there is.
             sampling = replace(self._request.sampling, max_tokens=None)
             self._request = replace(self._request, sampling=sampling)
@@ -186,10 +186,6 @@ class Generation:
         outlet = self._exchange.outlet
         outlet.drop_backlog()  # whatever still waits for the client has less text than this
         outlet.write(json.dumps(message).encode() + b"\0", last=last)
-
-
-def _of_prompt(prompt: PromptEcho) -> Sequence[TokenLogprob]:
-    return prompt.logprobs or ()
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> wire.Logprobs:
