@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from litestar import Litestar
@@ -15,15 +17,17 @@ from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 
 from fastchat_serve.config import Config, Controller
+from fastchat_serve.configfile.load import config_with_worker
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.naming import policy_named
+from fastchat_serve.controller.operations import Operations
 from fastchat_serve.controller.policies import shortest_queue
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.controller.waking import Waking
 from fastchat_serve.errors import PluginError, StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
-from fastchat_serve.making import make_worker
+from fastchat_serve.making import check_worker, make_worker
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
@@ -34,6 +38,7 @@ from fastchat_serve.routes.door import Door
 from fastchat_serve.routes.errors import EXCEPTION_HANDLERS
 from fastchat_serve.routes.health import health_handlers
 from fastchat_serve.routes.hosts import Hosts
+from fastchat_serve.routes.lifecycle import lifecycle_handlers
 from fastchat_serve.routes.metrics import Metrics
 from fastchat_serve.routes.openai.chat import chat_route
 from fastchat_serve.routes.openai.completions import completions_route
@@ -98,6 +103,7 @@ class Application:
         for index in range(len(config.worker)):
             self.crew.add(self._recipe(config, index))
         self.waking = Waking(self.registry)
+        self.operations = Operations(self.crew, self.registry, self._recipe_of)
         self.dispatcher = self._dispatcher()
         self.watchdog = Watchdog()
         self.metrics = Metrics(self.registry, self.watchdog, self.dispatcher.moves)
@@ -110,7 +116,7 @@ class Application:
             tool_parsers=self._plugins.tool_parsers,
         )
         cors = _cors(config.server.cors_origins)
-        self.door = Door(_keys(config), _hosts(config), cors)
+        self.door = Door(_keys(config), _hosts(config), cors, _token(config))
         hot = (chat_route(service), completions_route(service)) if config.api is not None else ()
         self.hot = {route.path.encode(): route for route in hot}
         self.links = self._links()
@@ -202,7 +208,9 @@ class Application:
             return None
         from fastchat_serve.cluster import ClusterLinks  # most servers start without it, and sooner
 
-        return ClusterLinks(self.config, self.registry, self.crew.by_id, _token(self.config), self._choose)
+        return ClusterLinks(
+            self.config, self.registry, self.crew.by_id, _token(self.config), self._choose, self.operations.obey
+        )
 
     @property
     def _complaint(self) -> str:
@@ -248,6 +256,12 @@ class Application:
                 *(route.handler() for route in self.hot.values()),
                 *((embeddings_route(service), *model_handlers(self.registry)) if self.config.api is not None else ()),
                 *cluster_handlers(self.registry),
+                *lifecycle_handlers(
+                    self.operations,
+                    self._ask_to_drain,
+                    drain_s=self.config.server.drain_s,
+                    max_body_bytes=service.max_body_bytes,
+                ),
                 *decision_handlers(self.dispatcher),
                 *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
                 self.metrics.handler(self._siblings),
@@ -268,18 +282,36 @@ class Application:
     async def _running(self, _: Litestar) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             await self.crew.open(tasks)
-            for run in (*(side.run for side in self._fastchat_if_any), self.watchdog.run, self.waking.run):
+            sides = self._fastchat_if_any
+            for run in (*(side.run for side in sides), self.watchdog.run, self.waking.run, self.operations.run):
                 await tasks.start(run)
             try:
                 yield
             finally:
                 self.watchdog.stop()
             self.expel()
-            for stop in (self.crew.stop, self.waking.stop, *(side.stop for side in self._fastchat_if_any)):
+            for stop in (self.operations.stop, self.crew.stop, self.waking.stop, *(side.stop for side in sides)):
                 stop()
 
     def _recipe(self, config: Config, index: int) -> Recipe:
         return Recipe(config.worker[index], partial(make_worker, config, index, self._plugins, self._progress))
+
+    def _recipe_of(self, table: Mapping[str, Any]) -> Recipe:
+        """Of a worker that comes while we run: a ``[[worker]]`` in JSON. Raises `ConfigError`."""
+        config = config_with_worker(self.config, table)
+        index = len(self.config.worker)
+        check_worker(config, index, self._plugins)
+        if self.links is not None and self.links.node is None:
+            raise config.error(
+                ("worker", index, "backend"),
+                "this process was started without workers, so nobody comes here for them. Load it in one that has a "
+                "[[worker]], or a [controller] and an [api].",
+            )
+        return self._recipe(config, index)
+
+    def _ask_to_drain(self) -> None:
+        """All processes behind our port, as if a supervisor did."""
+        os.kill(os.getpid() if self._siblings is None else os.getppid(), signal.SIGTERM)
 
     def _list(self, worker: OwnWorker) -> None:
         """It has come, or calls itself otherwise than before."""
@@ -287,7 +319,7 @@ class Application:
         self._announce()
 
     def _unlist(self, worker_id: str) -> None:
-        self.registry.remove(worker_id)
+        self.registry.remove(worker_id, for_good=True)
         self._announce()
 
     def _announce(self) -> None:

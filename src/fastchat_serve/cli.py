@@ -55,10 +55,22 @@ def _parser() -> argparse.ArgumentParser:
     _config_arguments(check)
     check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the config instead")
     commands.add_parser("plugins", help="list installed plugins: distribution, version, contract, state")
-    for name, what in (("models", "list the models of a server"), ("workers", "list the workers of a server")):
-        lister = commands.add_parser(name, help=what)
+    listers = [
+        commands.add_parser(name, help=what)
+        for name, what in (
+            ("models", "list the models of a server; load, unload, reload and rename them"),
+            ("workers", "list the workers of a server"),
+        )
+    ]
+    for lister in listers:
         _client_arguments(lister)
         lister.add_argument("--json", action="store_true", help="print the server's reply as it is")
+    _model_actions(listers[0])
+    drain = commands.add_parser("drain", help="let a worker, or a whole process, finish what it has, and go")
+    drained = drain.add_mutually_exclusive_group(required=True)
+    drained.add_argument("worker_id", nargs="?", metavar="WORKER_ID", help="as fastchat-serve workers lists it")
+    drained.add_argument("--process", action="store_true", help="the process at URL itself, as SIGTERM does")
+    _operator_arguments(drain)
     explain = commands.add_parser("explain", help="say why a request went to the worker it went to")
     explain.add_argument("request_id", metavar="REQUEST_ID", help="the x-request-id of its reply")
     _client_arguments(explain)
@@ -77,6 +89,40 @@ def _parser() -> argparse.ArgumentParser:
     docs = commands.add_parser("docs", help="read the manual")
     docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
     return parser
+
+
+def _model_actions(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List the models of a server, or change what it serves: fastchat-serve models ACTION --help has more."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    load = actions.add_parser("load", help="load a model in the process at URL")
+    load.add_argument("model", metavar="ID", help="a plugin's model, a folder, or a hub id")
+    load.add_argument("--backend", default="hf", metavar="NAME", help="engine for it (default: %(default)s)")
+    load.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="a key of its [[worker]] table, for instance options.device=cpu; may be repeated",
+    )
+    unload = actions.add_parser("unload", help="drain and unload a model, or one of its workers")
+    reload = actions.add_parser("reload", help="load a model anew, or one of its workers")
+    for each in (unload, reload):
+        each.add_argument("name", metavar="NAME", help="of a model, or the id of a worker")
+    alias = actions.add_parser("alias", help="give a model another name")
+    alias.add_argument("name", metavar="NAME", help="what it is to be called as well, and no other model is")
+    alias.add_argument("model", metavar="MODEL")
+    unalias = actions.add_parser("unalias", help="take such a name away")
+    unalias.add_argument("name", metavar="NAME")
+    for each in (load, unload, reload, alias, unalias):
+        _operator_arguments(each, default_url=argparse.SUPPRESS)  # which leaves it to the `--url` before the action
+
+
+def _operator_arguments(parser: argparse.ArgumentParser, default_url: str = DEFAULT_URL) -> None:
+    parser.add_argument("--url", default=default_url, metavar="URL", help=f"a running server (default: {DEFAULT_URL})")
+    parser.add_argument("--token", metavar="TOKEN", help="cluster.token; default: the environment's FASTCHAT_TOKEN")
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

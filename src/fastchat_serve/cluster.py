@@ -20,6 +20,7 @@ from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
 from fastchat_serve.config import Config
+from fastchat_serve.config import Worker as WorkerTable
 from fastchat_serve.controller.admission import Admission
 from fastchat_serve.controller.fleet import Fleet
 from fastchat_serve.controller.registry import Registry
@@ -34,6 +35,7 @@ from fastchat_serve.tls import dialling_context
 from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.dial import CALL, NODE, UPGRADE, WATCH, Credentials
 from fastchat_serve.worker.heartbeat import Membership
+from fastchat_serve.worker.host import Manage
 from fastchat_serve.worker.node import Node
 
 __all__ = ["ClusterLinks"]
@@ -49,6 +51,7 @@ class ClusterLinks:
         workers: Those of this process, by id; they may change while it runs.
         keys: Has the cluster's token; without it whoever reaches the port is let in.
         choose: Told by a controller elsewhere how workers are to be picked.
+        manage: Does what operators elsewhere want of our workers.
     """
 
     def __init__(
@@ -58,13 +61,16 @@ class ClusterLinks:
         workers: Mapping[str, Worker],
         keys: Keys,
         choose: Callable[[Choosing], None],
+        manage: Manage,
     ) -> None:
         self._config, self._keys, self._choose = config, keys, choose
+        # Those that come later are reached as those of the config are; the backend does not matter for that.
+        self._worker = config.worker[0] if config.worker else WorkerTable(backend="any")
         self._credentials = Credentials(_authorization(config), dialling_context(config))
         self._tls = config.server.tls_certificate is not None
         self._host, self._port = config.server.host, 0
         self._accepts: dict[str, Callable[[], asyncio.Protocol]] = {}
-        self.node = self._node(workers)
+        self.node = self._node(workers, manage)
         self._fleet: Fleet | None = None
         self._table: Table | None = None
         self._admission: Admission | None = None
@@ -123,11 +129,12 @@ class ClusterLinks:
             return True
         return self._watching is not None and self._watching.is_learning
 
-    def _node(self, workers: Mapping[str, Worker]) -> Node | None:
-        if not self._config.worker:
+    def _node(self, workers: Mapping[str, Worker], manage: Manage) -> Node | None:
+        config = self._config
+        if not config.worker and (config.controller is None or config.api is None):
             return None
-        node = Node(workers)
-        if self._config.worker[0].reach == "in":
+        node = Node(workers, manage)
+        if self._worker.reach == "in":
             self._accepts[CALL] = node.host
         return node
 
@@ -143,12 +150,12 @@ class ClusterLinks:
             self._watchers = Watchers(self._table, choosing, self._admission.name_callers)
             self._accepts[WATCH] = self._watchers.accept
             if self.node is not None:
-                self._table.add(NodeCard(self.node.id, self._config.worker[0].advertise or "", here=True))
+                self._table.add(NodeCard(self.node.id, self._worker.advertise or "", here=True))
 
     def _make_membership(self) -> Membership | None:
-        if self.node is None or not self._config.worker[0].controllers:
+        worker = self._worker
+        if self.node is None or not worker.controllers:
             return None
-        worker = self._config.worker[0]
         address = self._address if worker.reach == "in" else lambda local_host: ""
         return Membership(self.node, worker.controllers, address, self._credentials)
 
@@ -162,7 +169,7 @@ class ClusterLinks:
 
     def _address(self, local_host: str) -> str:
         """Where others dial us, as long as they see us at `local_host`."""
-        advertised = self._config.worker[0].advertise
+        advertised = self._worker.advertise
         host = local_host if self._host in _WILDCARDS else self._host
         return advertised or f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self._port}"
 

@@ -21,7 +21,7 @@ from fastchat_serve.worker.on_demand import OnDemandWorker
 if TYPE_CHECKING:
     from fastchat_serve.worker.process import ProcessWorker
 
-__all__ = ["make_local_worker", "make_worker"]
+__all__ = ["check_worker", "make_local_worker", "make_worker"]
 
 _ENGINE_MEMBERS = ("__aenter__", "__aexit__", "current_load", "fatal_error", "generate_stream")
 """What the contract wants of every engine, whatever its capabilities; `info` may wait until it is open."""
@@ -31,9 +31,14 @@ def make_worker(config: Config, index: int, plugins: Plugins, progress: Progress
     """The worker of ``config.worker[index]``, not running yet. Raises `ConfigError`."""
     if not config.worker[index].on_demand:
         return _make_loaded(config, index, plugins, progress)
-    convert_options(config, index, _backend(config, index, plugins).options)  # mistakes are not left to the first load
+    check_worker(config, index, plugins)  # mistakes are not left to the first load
     loading = Loading(progress)
     return OnDemandWorker(config.worker[index], partial(_make_loaded, config, index, plugins, loading), loading)
+
+
+def check_worker(config: Config, index: int, plugins: Plugins) -> None:
+    """Raise `ConfigError` for what is wrong with ``config.worker[index]``, as far as that shows without an engine."""
+    convert_options(config, index, _backend(config, index, plugins).options)
 
 
 def _make_loaded(config: Config, index: int, plugins: Plugins, progress: Progress) -> LocalWorker | ProcessWorker:

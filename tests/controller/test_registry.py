@@ -72,6 +72,15 @@ def test_a_model_whose_last_worker_left_counts_for_a_while_as_one_that_comes_bac
     assert isinstance(registry.missing("a"), ModelNotFound)
 
 
+def test_a_model_that_was_unloaded_is_gone_at_once() -> None:
+    registry = Registry()
+    worker = a_worker("a")
+    registry.add(worker)
+    registry.remove(worker.id, for_good=True)
+
+    assert isinstance(registry.missing("a"), ModelNotFound)
+
+
 def test_a_name_that_a_worker_has_no_more_is_gone_at_once() -> None:
     registry = Registry()
     worker = a_worker("a", "b")

@@ -204,7 +204,8 @@ def test_every_command_is_on_the_terminal_page_and_in_the_readme(commands: dict[
 
 def test_every_route_is_on_the_api_page() -> None:
     app = Application(load_config(REPOSITORY / "conf/echo.toml", environ={})).asgi
-    documented = {row.partition(" ")[2] for row in rows(PAGES["api"].read_text()) if row.startswith(("GET", "POST"))}
+    methods = ("GET ", "POST ", "DELETE ")
+    documented = {row.partition(" ")[2] for row in rows(PAGES["api"].read_text()) if row.startswith(methods)}
 
     assert documented == {route.path_format for route in app.routes}
 
@@ -488,10 +489,16 @@ async def demo_and_echo(serving: Serving) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 def commands() -> dict[str, str]:
-    """The help text of every command, by name."""
-    names = re.findall(r"^    (\w+)(?:  |$)", help_of().partition("positional")[2], re.MULTILINE)
+    """The help text of every command, by name; with those of its actions, if it has some."""
+    names = actions_in(help_of())
     assert "check" in names
-    return {name: help_of(name) for name in names}
+    helps = {name: help_of(name) for name in names}
+    return {name: shown + "".join(help_of(name, each) for each in actions_in(shown)) for name, shown in helps.items()}
+
+
+def actions_in(shown: str) -> list[str]:
+    """What a help text lists as the word that comes next."""
+    return re.findall(r"^    (\w+)(?:  |$)", shown.partition("positional")[2].partition("options:")[0], re.MULTILINE)
 
 
 def help_of(*command: str) -> str:

@@ -80,6 +80,7 @@ def test_s14_keys_are_compared_in_one_place_and_in_constant_time():
         "plugins/fastchat-backend-openai/src/fastchat_backend_openai/engine.py",
         "plugins/fastchat-backend-openai/src/fastchat_backend_openai/options.py",
         "src/fastchat_serve/app.py",
+        "src/fastchat_serve/cluster.py",
         "src/fastchat_serve/configfile/rules.py",
         "src/fastchat_serve/commands/client.py",
         "src/fastchat_serve/making.py",

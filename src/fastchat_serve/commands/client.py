@@ -26,7 +26,7 @@ from fastchat_serve.config import Secret
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.errors import FastchatServeError, StartupError
 
-__all__ = ["RequestFailed", "ServerClient", "client_from", "error_message", "show_list"]
+__all__ = ["RequestFailed", "ServerClient", "client_from", "error_message", "operator_from", "show_list"]
 
 CONNECT_S = 5.0
 REPLY_S = 15.0
@@ -59,11 +59,17 @@ class _ErrorReply(msgspec.Struct, frozen=True):
 class ServerClient:
     """A connection to the server at `url`, which may end in ``/v1``.
 
+    Args:
+        hint: What to do if `api_key` is not accepted.
+
     Raises:
         StartupError: `url` or `api_key` cannot be used.
     """
 
-    def __init__(self, url: str, api_key: Secret) -> None:
+    def __init__(
+        self, url: str, api_key: Secret, hint: str = "Give a key with --api-key or in OPENAI_API_KEY."
+    ) -> None:
+        self._hint = hint
         if not _URL.fullmatch(url):
             raise StartupError("--url: an address has the form http://host:port, with a path at most.")
         if api_key and not _KEY.fullmatch(api_key.reveal()):
@@ -94,11 +100,16 @@ class ServerClient:
 
     async def get(self, path: str) -> bytes:
         """The body of a good reply to ``GET path``. Raises `RequestFailed`."""
+        return await self.ask("GET", path)
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The same for any method, with a body of JSON."""
+        headers = {"content-type": "application/json"} if body else {}
         with self._explained():
             with anyio.fail_after(REPLY_S):
-                response = await self._http.get(path)
+                response = await self._http.request(method, path, content=body, headers=headers)
             if not response.is_success:
-                raise RequestFailed(_refusal(response))
+                raise RequestFailed(_refusal(response, self._hint))
             return response.content
 
     async def events(self, path: str, body: bytes) -> AsyncGenerator[str, None]:
@@ -113,7 +124,7 @@ class ServerClient:
             async with self._http.stream("POST", path, content=body, headers=headers) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise RequestFailed(_refusal(response))
+                    raise RequestFailed(_refusal(response, self._hint))
                 async for data in response.aiter_bytes():
                     for event in reader.feed(data):
                         yield event
@@ -138,6 +149,14 @@ def client_from(args: argparse.Namespace, url: str) -> ServerClient:
     """A client for `url` with the key of ``--api-key`` or ``OPENAI_API_KEY``. Raises `StartupError`."""
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
     return ServerClient(url, Secret(key.strip()))
+
+
+def operator_from(args: argparse.Namespace) -> ServerClient:
+    """A client for ``--url`` with the token of ``--token`` or ``FASTCHAT_TOKEN``. Raises `StartupError`."""
+    token = args.token if args.token is not None else os.environ.get("FASTCHAT_TOKEN", "")
+    return ServerClient(
+        args.url, Secret(token.strip()), hint="Give the cluster's token with --token or in FASTCHAT_TOKEN."
+    )
 
 
 def show_list(args: argparse.Namespace, path: str, type_: type[T], table: Callable[[T], Table]) -> int:
@@ -178,14 +197,14 @@ def error_message(body: bytes | str) -> str | None:
     return _line(message) if message else None
 
 
-def _refusal(response: httpx.Response) -> str:
+def _refusal(response: httpx.Response, hint: str) -> str:
     status = response.status_code
     said = error_message(response.content)
     if said is None:
         names = {known.value: known.phrase for known in HTTPStatus}
         said = f"The server answered {status} {names.get(status, '')}".rstrip() + "."
     if status == HTTPStatus.UNAUTHORIZED:
-        said += " Give a key with --api-key or in OPENAI_API_KEY."
+        said += f" {hint}"
     if (seconds := response.headers.get("retry-after", "")).isdigit():
         said += f" Try again in {seconds} s."
     return said

@@ -1,4 +1,4 @@
-"""``fastchat-serve models``: the models of a server."""
+"""``fastchat-serve models``: the models of a server, and ``models load``, ``unload``, …: what is changed about them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from msgspec import UnsetType
 from rich.table import Table
 from rich.text import Text
 
+from fastchat_serve.commands.changes import change
 from fastchat_serve.commands.client import show_list
 from fastchat_serve.protocol.openai import ModelList
 
@@ -16,7 +17,9 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print ``GET /v1/models``; exit code 1 if there is no answer."""
+    """Print ``GET /v1/models``, or do what the action says; exit code 1 if there is no answer, or it fails."""
+    if args.action is not None:
+        return change(args)
     return show_list(args, "/v1/models", ModelList, _table)
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from fastchat_serve.config import Config, Secret, Tables
+from fastchat_serve.config import Config, Secret, Tables, Worker
 from fastchat_serve.configfile.decode import Decoder, absolute
 from fastchat_serve.configfile.interpolate import interpolate
 from fastchat_serve.configfile.places import Place, Places
@@ -26,7 +26,7 @@ from fastchat_serve.configfile.rules import broken_rules, key_problem
 from fastchat_serve.configfile.sources import Document, apply_environment, apply_override, read_text, read_toml
 from fastchat_serve.errors import ConfigError
 
-__all__ = ["config_for_model", "config_from_tables", "convert_options", "load_config"]
+__all__ = ["config_for_model", "config_from_tables", "config_with_worker", "convert_options", "load_config"]
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _Options = TypeVar("_Options", bound=Struct)
@@ -58,6 +58,27 @@ def config_from_tables(tables: dict[str, Any], *, overrides: Sequence[str] = (),
     `overrides` and `environ` reach it as they reach a file.
     """
     return _finish(Document(Place("command line", directory=Path.cwd()), tables), overrides, environ)
+
+
+def config_with_worker(config: Config, table: Mapping[str, Any]) -> Config:
+    """`config` with one more worker, the last: `table`, as JSON has a ``[[worker]]``.
+
+    How it is reached is that of the other workers of the process, unless `table` says so itself; a folder is absolute,
+    or meant from the current one. Raises `ConfigError` for the key ``worker.N.…``.
+    """
+    index, places = len(config.worker), Places(Place("body", directory=Path.cwd()))
+    tables: dict[str, Any] = {"worker": [{}] * index + [dict(table)]}
+    _refuse(_anchor_models(tables, places))
+    decoder = Decoder(places)
+    worker: Worker = decoder.decode(tables["worker"][index], Worker, ("worker", index))
+    _refuse(decoder.problems)
+    if config.worker:
+        first = config.worker[0]
+        shared = ("controllers", "advertise", "reach")
+        worker = replace(worker, **{key: getattr(first, key) for key in shared if key not in table})
+    extended = replace(config, worker=(*config.worker, worker))
+    _refuse(broken_rules(extended, places))
+    return extended
 
 
 def convert_options(config: Config, index: int, options: type[_Options]) -> _Options:

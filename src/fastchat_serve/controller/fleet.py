@@ -104,11 +104,11 @@ class Fleet:
         self._hearing[worker.id] = link
         self._registry.add(worker)
 
-    def unlist_worker(self, link: NodeLink, worker_id: str) -> None:
+    def unlist_worker(self, link: NodeLink, worker_id: str, *, for_good: bool = False) -> None:
         """Unless it is heard of through another link by now."""
         if self._hearing.get(worker_id) is link:
             del self._hearing[worker_id]
-            self._registry.remove(worker_id)
+            self._registry.remove(worker_id, for_good=for_good)
 
     def lose(self, link: NodeLink) -> None:
         """Its link is gone: whoever said before that it was leaving is not waited for."""
@@ -232,7 +232,7 @@ class NodeLink:
             case Gone(worker_id):
                 self._caller.forget(worker_id)
                 if self.workers.pop(worker_id, None) is not None:
-                    self._fleet.unlist_worker(self, worker_id)
+                    self._fleet.unlist_worker(self, worker_id, for_good=True)
             case _:
                 raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 

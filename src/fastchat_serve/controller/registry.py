@@ -7,6 +7,7 @@ something changed, and `look` sees what. The adapters of a worker's engine are m
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -67,13 +68,14 @@ class Registry:
             member = self._new_member(worker, member.position)
         self._list(member)
 
-    def remove(self, worker_id: str) -> None:
-        """Forget a worker; unknown ids are passed over."""
+    def remove(self, worker_id: str, *, for_good: bool = False) -> None:
+        """Forget a worker; unknown ids are passed over. `for_good`: it was unloaded, and is not one that comes back."""
         member = self._members.pop(worker_id, None)
         if member is not None:
             names = member.names
             self._unlist(member)
-            self._left_at.update((name, self._clock()) for name in names if name not in self._served)
+            left_at = -math.inf if for_good else self._clock()
+            self._left_at.update((name, left_at) for name in names if name not in self._served)
 
     @property
     def workers(self) -> tuple[Worker, ...]:

@@ -41,13 +41,23 @@ class Keys:
 
     def require(self, authorization: bytes) -> str:
         """The mark of whoever sent this ``Authorization`` header. Raises `Unauthorized`."""
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() != b"bearer" or not key:
+        key = _bearer(authorization)
+        if not key:
             raise Unauthorized("Send your API key in the header 'Authorization: Bearer KEY'.")
-        known = self.tenant(key.strip())
+        known = self.tenant(key)
         if known is None:
             raise Unauthorized("This API key is not known here.")
         return known
+
+    def holder(self, authorization: bytes) -> str | None:
+        """The same; None if it is nobody known here."""
+        return self.tenant(_bearer(authorization))
+
+
+def _bearer(authorization: bytes) -> bytes:
+    """The key in an ``Authorization`` header; empty if there is none."""
+    scheme, _, key = authorization.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
+from fastchat_serve.routes.door import FOR_OPERATORS_TOO
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.worker.base import Worker, WorkerState
 
@@ -14,9 +15,10 @@ __all__ = ["cluster_handlers"]
 
 
 def cluster_handlers(registry: Registry) -> list[HTTPRouteHandler]:
-    """The routes. They need a key like any other."""
+    """The routes. They need a key like any other, or the cluster's token."""
+    opt = FOR_OPERATORS_TOO | documented("List the workers", "operators", WorkerList)
 
-    @get("/cluster/workers", opt=documented("List the workers", "operators", WorkerList), sync_to_thread=False)
+    @get("/cluster/workers", opt=opt, sync_to_thread=False)
     def list_workers() -> WorkerList:
         return WorkerList(tuple(_card(worker) for worker in registry.workers))
 

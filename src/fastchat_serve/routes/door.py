@@ -1,29 +1,34 @@
 """Who comes in: the one place where that is decided, for every route, denied by default.
 
 As a guard it stands before all of Litestar's routes; our own server asks it directly for hot ones. A route
-is open only if it says so: ``opt={"public": True}``.
+is open only if it says so: ``opt={"public": True}``. What changes the server is for operators, who have the
+cluster's token; API keys are handed to clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.types import Scope
 
-from fastchat_serve.errors import Unavailable
+from fastchat_serve.errors import Forbidden, Unauthorized, Unavailable
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.routes.hosts import Hosts
 
-__all__ = ["PUBLIC", "Door", "tenant"]
+__all__ = ["FOR_OPERATORS", "FOR_OPERATORS_TOO", "PUBLIC", "Door", "tenant"]
 
 PUBLIC = MappingProxyType({"public": True})
 """`opt` of a route that needs no key."""
+FOR_OPERATORS = MappingProxyType({"operators": "only"})
+"""`opt` of a route that needs the cluster's token."""
+FOR_OPERATORS_TOO = MappingProxyType({"operators": "too"})
+"""`opt` of a route that needs either."""
 
 _TENANT = "tenant"
 
@@ -37,10 +42,14 @@ class Door:
         keys: The accepted API keys. Without any the server is open.
         hosts: The names this server goes by; None: all.
         cors: Which pages of other origins may read replies; None: none.
+        token: The cluster's, which operators have. Without one there are none.
     """
 
-    def __init__(self, keys: Keys, hosts: Hosts | None = None, cors: CORSConfig | None = None) -> None:
+    def __init__(
+        self, keys: Keys, hosts: Hosts | None = None, cors: CORSConfig | None = None, token: Keys | None = None
+    ) -> None:
         self._keys, self._hosts, self._cors = keys, hosts, cors
+        self._token = token or Keys(())
         self.closed = False
         """No work is taken any more. What is only read can still be read."""
 
@@ -51,22 +60,37 @@ class Door:
         *,
         public: bool = False,
         reads: bool = False,
+        operators: Literal["only", "too"] | None = None,
     ) -> str:
         """Let a request in, and say whose it is: `GenerateRequest.tenant`.
 
         Raises:
-            Forbidden: It is for a server of another name.
+            Forbidden: It is for a server of another name, or for operators.
             Unauthorized: It has no key, or one that is not known.
             Unavailable: It is closed, and there is work to do for it.
         """
         if self._hosts is not None:
             self._hosts.require(header(headers, b"host"))
-        whose = "" if public or not self._keys else self._keys.require(header(headers, b"authorization"))
+        shown = header(headers, b"authorization")
+        whose = None if operators is None else self._token.holder(shown)
+        if whose is None:
+            whose = "" if public or not self._keys else self._keys.require(shown)
+            if operators == "only":
+                raise self._not_for_clients()
         if self.closed and not reads:
             raise Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
         if whose:
             return whose
         return f"peer:{client[0]}" if client else ""
+
+    def _not_for_clients(self) -> Forbidden | Unauthorized:
+        if not self._token:
+            return Forbidden(
+                "This is for operators, who show the cluster's token, and there is none: set cluster.token."
+            )
+        if not self._keys:
+            return Unauthorized("Send the cluster's token in the header 'Authorization: Bearer TOKEN'.")
+        return Forbidden("This is for operators: an API key does not suffice, send the cluster's token instead.")
 
     def page_headers(self, headers: Iterable[Header]) -> tuple[Header, ...]:
         """What a reply has to say so that the page that asked may read it; Litestar adds it to its own replies."""
@@ -85,9 +109,13 @@ class Door:
 
         async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
             scope = connection.scope
-            public = bool(handler.opt.get("public"))
-            reads = scope.get("method") == "GET"
-            scope["state"][_TENANT] = self.admit(scope["headers"], scope["client"], public=public, reads=reads)
+            scope["state"][_TENANT] = self.admit(
+                scope["headers"],
+                scope["client"],
+                public=bool(handler.opt.get("public")),
+                reads=scope.get("method") == "GET",
+                operators=handler.opt.get("operators"),
+            )
 
         return guard
 

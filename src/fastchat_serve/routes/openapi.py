@@ -41,6 +41,7 @@ class Documented(Struct, frozen=True):
     unavailable: Any = None
     method: str = "GET"
     media_type: str = "application/json"
+    status: int = 200
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -104,7 +105,7 @@ def _operation(path: str, said: Documented, schema_of: dict[Any, Any]) -> dict[s
         "operationId": f"{said.method.lower()}{path}".replace("/", "_").replace("{", "").replace("}", ""),
         "tags": [said.tag],
         "responses": {
-            "200": {"description": "Success", "content": good},
+            str(said.status): {"description": "Success", "content": good},
             "default": {
                 "description": "Failure",
                 "content": {"application/json": {"schema": schema_of[ErrorEnvelope]}},

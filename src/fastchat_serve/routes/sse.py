@@ -15,12 +15,12 @@ from fastchat_serve.routes.answer import Reply
 from fastchat_serve.routes.errors import error_body
 from fastchat_serve.routes.exchange import MAX_BACKLOG_BYTES
 
-__all__ = ["DONE", "EventReply", "event"]
+__all__ = ["DONE", "EVENT_HEADERS", "EventReply", "event"]
 
 DONE = b"data: [DONE]\n\n"
 """OpenAI's mark at the end of a stream that went well."""
 
-_HEADERS = (
+EVENT_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
@@ -43,7 +43,7 @@ class EventReply(Reply):
     def open(self) -> None:
         """The first events are about to be written."""
         self.observation.first_token()
-        self.exchange.begin(200, _HEADERS)
+        self.exchange.begin(200, EVENT_HEADERS)
 
     def write(self, body: bytes) -> None:
         """Send events, but not the last."""

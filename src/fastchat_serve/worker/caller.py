@@ -113,8 +113,11 @@ class Caller:
         self.link.send(asked)
         return stream
 
-    async def call(self, worker: Called, ask: Callable[[int], FromCaller], kind: type[T]) -> T:
-        """Ask for a result of this kind, and wait for it. Raises what the host's worker raised."""
+    async def call(self, worker: Called | None, ask: Callable[[int], FromCaller], kind: type[T]) -> T:
+        """Ask for a result of this kind, and wait for it. Raises what the host's worker raised.
+
+        With `worker` it ends if that is gone; without, what is asked for may be just that.
+        """
         number = next(self._numbers)
         asked = _written(ask(number))
         call = self._calls[number] = _Call(worker)
@@ -252,7 +255,7 @@ def _pass_on(fresh: list[_Incoming]) -> None:
 class _Call:
     """One call that is waited for."""
 
-    def __init__(self, worker: Called) -> None:
+    def __init__(self, worker: Called | None) -> None:
         self.worker = worker
         self.settled = anyio.Event()
         self.answered = False

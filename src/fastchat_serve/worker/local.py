@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -40,7 +39,7 @@ from fastchat_serve.worker.job import Job
 from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.restarts import Restarts
 from fastchat_serve.worker.slots import Slots
-from fastchat_serve.worker.watched import Watched
+from fastchat_serve.worker.watched import Watched, new_id
 
 __all__ = ["ABORT_GRACE_S", "LocalWorker"]
 
@@ -91,13 +90,14 @@ class LocalWorker(Watched):
         remake: Callable[[], Engine] | None = None,
         loading: Loading | None = None,
     ) -> None:
-        self.id = f"{names[0]}-{uuid.uuid4().hex[:8]}"
+        self.id = new_id(names[0])
         self.names, self.speed = names, speed
         self.adapters: tuple[str, ...] = ()
         self.reason = ""
         """Why the worker failed, for the operator."""
         self.protocol_errors = 0
-        self._engine, self._remake = engine, remake
+        self._engine: Engine | None = engine
+        self._remake = remake
         self._timeouts = timeouts or Timeouts()
         self._tool_parser = tool_parser
         self._abort_grace_s = abort_grace_s
@@ -124,6 +124,7 @@ class LocalWorker(Watched):
         finally:
             if self.state is not WorkerState.FAILED:
                 self.state = WorkerState.STOPPED
+            self._engine = None  # whoever still knows this worker does not hold its weights by it
 
     def stop(self) -> None:
         """End `run`. What is still under way is told so and aborted: `drain` before."""
@@ -179,7 +180,7 @@ class LocalWorker(Watched):
                         self.reason = ""
                     task_status.started()
                     try:
-                        await self._keep_limits()
+                        await self._keep_limits(engine)
                     finally:
                         await self._break_off()
         except Exception:  # the boundary to foreign code
@@ -219,6 +220,7 @@ class LocalWorker(Watched):
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Engine]:
+        assert self._engine is not None
         async with self._engine as engine:
             if not isinstance(engine.info, EngineInfo):
                 raise TypeError(f"the engine's info is of type {type(engine.info).__name__}, not EngineInfo")
@@ -235,12 +237,12 @@ class LocalWorker(Watched):
         with anyio.move_on_after(self._abort_grace_s, shield=True):
             await self._slots.wait_idle()
 
-    async def _keep_limits(self) -> None:
+    async def _keep_limits(self, engine: Engine) -> None:
         """Return when the engine's life is over; meanwhile see that it keeps the limits and is well."""
         while not self._over.is_set():
             with anyio.move_on_after(CHECK_INTERVAL_S * (1 if self._jobs else IDLE_CHECKS)):
                 await self._over.wait()
-            if (error := self._engine.fatal_error) is not None:
+            if (error := engine.fatal_error) is not None:
                 return self.fail(f"The engine broke: {type(error).__name__}: {error}")
             now = time.monotonic()
             obeyed = [job.check(now, self._abort_grace_s) for job in list(self._jobs)]
@@ -251,6 +253,7 @@ class LocalWorker(Watched):
 
     @property
     def info(self) -> EngineInfo:
+        assert self._engine is not None, "the worker has ended"
         return self._engine.info
 
     @property
@@ -330,7 +333,7 @@ class LocalWorker(Watched):
         return self._engine
 
     def _engine_load(self) -> EngineLoad:
-        if self._pusher is None:
+        if self._pusher is None or self._engine is None:
             return EngineLoad()
         try:
             load = self._engine.current_load()

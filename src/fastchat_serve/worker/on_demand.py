@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -34,7 +33,7 @@ from fastchat_serve.errors import Overloaded, ServeError, Unavailable
 from fastchat_serve.worker.base import LoadProgress, OwnWorker, WorkerLoad, WorkerState
 from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.memory import collect_garbage
-from fastchat_serve.worker.watched import Watched, nobody
+from fastchat_serve.worker.watched import Watched, new_id, nobody
 
 __all__ = ["REST_S", "OnDemandWorker"]
 
@@ -57,7 +56,7 @@ class OnDemandWorker(Watched):
     """
 
     def __init__(self, table: Worker, make: Callable[[], OwnWorker], loading: Loading) -> None:
-        self.id = f"{table.names[0]}-{uuid.uuid4().hex[:8]}"
+        self.id = new_id(table.names[0])
         self.names, self.speed = table.names, table.speed
         self.on_load: Callable[[], object] = nobody
         self.adapters: tuple[str, ...] = ()

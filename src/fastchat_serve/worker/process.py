@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -38,6 +37,7 @@ from fastchat_serve.worker.link import Link
 from fastchat_serve.worker.loading import Loading
 from fastchat_serve.worker.remote import RemoteWorker
 from fastchat_serve.worker.restarts import Restarts
+from fastchat_serve.worker.watched import new_id
 
 __all__ = ["CHILD", "ProcessWorker"]
 
@@ -82,7 +82,7 @@ class ProcessWorker(RemoteWorker):
         log_level: str = "info",
     ) -> None:
         super().__init__(
-            f"{worker.names[0]}-{uuid.uuid4().hex[:8]}",
+            new_id(worker.names[0]),
             worker.names,
             speed=worker.speed,
             slots=worker.concurrency,

@@ -190,7 +190,7 @@ class RemoteWorker(Watched):
         """Have this done to it where it is, and return when it is. Raises what is raised there."""
         if self._caller is None or not self._is_linked:
             raise self._unavailable()
-        await self._caller.call(self, lambda number: Obey(number, self.id, order, name), bool)
+        await self._caller.call(None, lambda number: Obey(number, self.id, order, name), bool)
 
     def expel(self, error: ServeError) -> None:
         """End everything of ours that is under way with `error`."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable
 
 from fastchat_serve.worker.base import LoadProgress, WorkerState
 
-__all__ = ["Watched", "nobody"]
+__all__ = ["Watched", "new_id", "nobody"]
+
+_NOT_IN_IDS = re.compile(r"[^\w.-]+", re.ASCII)
+
+
+def new_id(name: str) -> str:
+    """For a worker of this model; it can stand in a path."""
+    return f"{_NOT_IN_IDS.sub('-', name)}-{uuid.uuid4().hex[:8]}"
 
 
 def nobody() -> None:

@@ -1,0 +1,130 @@
+"""``fastchat-serve drain`` and ``models load|unload|reload|alias|unalias``, with a real server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOKEN = "a-token-for-tests"
+CONFIG = f"""
+[server]
+port = 0
+[cluster]
+token = "{TOKEN}"
+[controller]
+[api]
+[[worker]]
+backend = "echo"
+names = ["echo"]
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """One of its own, whose ``url`` is set; commands have its token."""
+    environ["FASTCHAT_TOKEN"] = TOKEN
+    monkeypatch.setenv("FASTCHAT_TOKEN", TOKEN)
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastchat_serve", "--config", str(config)], stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        try:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            found = next(match for line in lines if (match := re.search(r"Serving .* at (http://\S+)", line)))
+            threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()
+            process.url = found[1]  # type: ignore[attr-defined]
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def at(server: subprocess.Popen[str]) -> list[str]:
+    return ["--url", server.url]  # type: ignore[attr-defined]
+
+
+def names(run, at) -> list[str]:
+    return [line.split()[0] for line in run("models", *at).stdout.splitlines()[1:]]
+
+
+def test_a_model_is_loaded_renamed_reloaded_and_unloaded(run, server, at):
+    loaded = run("models", "load", "two", "--backend", "echo", "--set", "options.delay_ms=1", *at)
+    assert (loaded.returncode, loaded.stdout.endswith("(two) is ready.\n")) == (0, True), loaded
+    aliased = run("models", "alias", "prod", "two", *at)
+    assert (aliased.returncode, aliased.stdout) == (0, "two is called prod as well.\n")
+    assert names(run, at) == ["echo", "prod", "two"]
+    reloaded = run("models", *at, "reload", "prod")
+    assert reloaded.returncode == 0
+    assert [line.partition(" is ")[2] for line in reloaded.stdout.splitlines()] == ["gone.", "ready."]
+    assert run("models", "unalias", "prod", *at).returncode == 0
+    assert run("models", "unload", "two", *at).stdout.endswith(" is gone.\n")
+    assert names(run, at) == ["echo"]
+
+
+def test_in_a_terminal_a_load_has_a_bar(terminal, server, at):
+    load = terminal("models", "load", "two", "--backend", "echo", *at)
+    load.expect("is ready.")
+    assert load.wait() == 0
+
+
+def test_a_mistake_is_told_by_its_key(run, server, at):
+    done = run("models", "load", "two", "--backend", "echo", "--set", "options.delay=1", *at)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith('fastchat-serve: options.delay: unknown key. Did you mean "delay_ms"?')
+
+
+def test_what_cannot_be_loaded_is_told(run, server, at):
+    done = run("models", "load", "x", "--backend", "echo", "--set", "placement=process", "--set", "backend=none", *at)
+    assert done.returncode == 1
+    assert "No plugin is called 'none'" in done.stderr
+
+
+def test_a_worker_is_drained(run, server, at):
+    (row,) = run("workers", *at).stdout.splitlines()[1:]
+    done = run("drain", row.split()[0], *at)
+    assert (done.returncode, done.stdout.endswith(" is gone.\n")) == (0, True), done
+    assert names(run, at) == []
+    assert run("drain", row.split()[0], *at).returncode == 1
+
+
+def test_a_process_is_drained_and_ends_well(run, server, at):
+    done = run("drain", "--process", *at)
+    assert (done.returncode, done.stdout) == (0, f"The process at {at[1]} is gone.\n"), done
+    assert server.wait(20) == 0
+
+
+def test_it_has_to_be_said_what_is_to_be_drained(run):
+    assert run("drain").returncode == 2
+    assert run("drain", "x", "--process").returncode == 2
+
+
+@pytest.mark.parametrize("token", ["wrong", ""])
+def test_without_the_token_it_is_said_how_to_give_it(run, server, at, token):
+    for command in (("drain", "x"), ("drain", "--process"), ("models", "unload", "echo"), ("models", "unalias", "x")):
+        done = run(*command, "--token", token, *at)
+        assert done.returncode == 1
+        assert done.stderr.endswith("Give the cluster's token with --token or in FASTCHAT_TOKEN.\n")
+        assert "wrong" not in done.stderr
+
+
+def test_a_server_that_has_no_token_says_what_to_set(run, url):
+    done = run("models", "unload", "echo", "--token", "a-key-for-tests", "--url", url)
+    assert done.returncode == 1
+    assert "set cluster.token" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"), [("data: {}\n\n", "is not what this command expects"), ("", "The server broke off")]
+)
+def test_a_reply_of_another_kind_is_one_clear_line(run, foreign_server, body, complaint):
+    done = run("models", "unload", "echo", "--url", foreign_server(200, "text/event-stream", body))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert complaint in done.stderr
