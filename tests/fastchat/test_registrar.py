@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
+from fastchat_serve.config import FastChat
+from fastchat_serve.fastchat.registrar import Registrar
 from tests.conftest import Serving
 from tests.fastchat.acting import Actor, Asked, replies, said
 from tests.fastchat.conftest import CONFIG, Ours, until
@@ -90,6 +93,23 @@ async def test_an_address_that_is_configured_is_registered(ours: Ours) -> None:
             await until(lambda: bool(controller.registrations()))
 
     assert controller.registrations()[0]["worker_name"] == "http://gpu-7:21002"
+
+
+async def test_an_address_at_which_nobody_would_find_us_is_not_registered(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller, nobody = Controller(), Controller()
+    async with nobody.listening():
+        pass
+    async with controller.listening(), ours() as server, anyio.create_task_group() as tasks:
+        registrar = Registrar(controller.url, FastChat(), server.application.registry, "http")
+        registrar.listening(nobody.port)
+        tasks.start_soon(registrar.run)
+        await until(lambda: "fastchat.advertise" in caplog.text)
+        tasks.cancel_scope.cancel()
+
+    assert not controller.registrations()
+    assert f"127.0.0.1:{nobody.port}" in caplog.text
 
 
 async def test_models_that_come_later_are_registered_then(ours: Ours) -> None:

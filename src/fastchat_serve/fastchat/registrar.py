@@ -99,14 +99,29 @@ class Registrar:
         return False
 
     async def _address(self, place: str) -> str:
-        """Ours, as seen from there: that of a connection to it. Raises `Unreachable`."""
+        """Ours, as seen from there: that of a connection to it, if this server answers at it.
+
+        Raises:
+            Unreachable: Nothing is there, or nothing of ours is here.
+        """
         parts = urlsplit(place)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        try:
-            with anyio.fail_after(CONNECT_S):
-                async with await anyio.connect_tcp(parts.hostname, parts.port) as stream:
-                    host = str(stream.extra(SocketAttribute.local_address)[0])
-        except (OSError, TimeoutError):
-            raise Unreachable("Nothing answers there.") from None
+        host = await _local_address(parts.hostname or "", parts.port or 0)
+        if host is None:
+            raise Unreachable("Nothing answers there.")
+        assert self._port is not None
+        if await _local_address(host, self._port) is None:
+            raise Unreachable(
+                f"It would look for us at {host}:{self._port}, where we do not listen. "
+                "Set server.host, or the right address as fastchat.advertise."
+            )
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+
+async def _local_address(host: str, port: int) -> str | None:
+    """This end of a connection to `port` of `host`; None if there can be none."""
+    try:
+        with anyio.fail_after(CONNECT_S):
+            async with await anyio.connect_tcp(host, port) as stream:
+                return str(stream.extra(SocketAttribute.local_address)[0])
+    except (OSError, TimeoutError):
+        return None
