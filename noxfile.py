@@ -35,6 +35,7 @@ TEST_TOOLS = (
     "pytest-timeout>=2.3",
     "psutil>=6",
     "pyyaml>=6",
+    "trustme>=1.2",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """With more, torch's barriers collapse on machines whose cores are busy with something else."""

@@ -409,6 +409,9 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         if self._refusal:
             self.transport.write(self._refusal)
+        if not self.transport.can_write_eof():  # TLS has no half of a close, and says by itself that it ends
+            self._close()
+            return
         self.transport.write_eof()
         self.resume_reading()
         self._read_by = self._loop.time() + self._limits.linger_s

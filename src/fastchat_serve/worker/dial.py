@@ -123,7 +123,7 @@ async def dial(
             f"{url} does not answer within {DIAL_S:g} s (is that address right, and the way open?)"
         ) from None
     except ssl.SSLCertVerificationError as error:
-        raise DialError(f"the certificate of {url} is not to be trusted: {error.verify_message}") from None
+        raise DialError(f"the certificate of {url} is not to be trusted: {error.verify_message.rstrip('.')}") from None
     except ssl.SSLError as error:
         raise DialError(f"{url} does not speak TLS as we do ({error.reason or error}): is it http:// there?") from None
     except ConnectionRefusedError:
@@ -191,6 +191,9 @@ class _Handshake(asyncio.Protocol):
         head, found, rest = reply.partition(b"\r\n\r\n")
         if found:
             self._fail(self._refusal(head, rest))
+        elif self._url.startswith("https:"):
+            ours = "Does it trust the certificate that we show (server.tls_certificate), and is that still valid?"
+            self._fail(f"{self._url} closed the connection without an answer. {ours}")
         else:
             self._fail(f"{self._url} closed the connection without an answer. Does it speak TLS (https://)?")
 
