@@ -116,6 +116,29 @@ async def test_who_has_waited_for_too_long_is_told_when_to_come_back(serving, ga
         gate.open()
 
 
+async def test_the_time_to_the_first_token_counts_from_the_request_and_not_from_the_load(serving, gate):
+    async with (
+        serving(LAZY, gate.plugins) as server,
+        client_of(server) as client,
+        httpx.AsyncClient(base_url=server.url) as http,
+    ):
+
+        async def read() -> None:
+            async for _ in await client.completions.create(model="lazy", prompt="x", stream=True):
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await until(lambda: gate.loads == 1, SOON_S)
+            await anyio.sleep(0.2)  # what it waits at least
+            gate.open()
+        metrics = (await http.get("/metrics")).text
+        (line,) = (
+            line for line in metrics.splitlines() if line.startswith("gen_ai_server_time_to_first_token_seconds_sum")
+        )
+        assert float(line.split()[-1]) >= 0.2
+
+
 async def test_whoever_leaves_does_not_wait_any_more(serving, gate):
     async with serving(LAZY, gate.plugins) as server:
         (lazy,) = server.application.workers
@@ -146,7 +169,6 @@ async def test_a_server_that_is_told_to_stop_tells_those_that_wait(serving, gate
             await until(lambda: server.application.workers[0].load().waiting == 1, SOON_S)
             await server.drain()
         assert replies[0].status_code == 503
-        gate.open()
 
 
 async def test_a_model_elsewhere_is_loaded_for_the_requests_of_an_api(serving, gate):

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 TOKEN = "a-token-for-tests"
+NOBODY = "http://127.0.0.1:1"
 CONFIG = f"""
 [server]
 port = 0
@@ -25,30 +27,45 @@ names = ["echo"]
 """
 
 
+class Server(subprocess.Popen[str]):
+    """A server of the test's own."""
+
+    def __init__(self, config: Path) -> None:
+        command = [sys.executable, "-m", "fastchat_serve", "--config", str(config)]
+        super().__init__(command, stderr=subprocess.PIPE, encoding="utf-8")
+        assert self.stderr is not None
+        lines = iter(self.stderr.readline, "")
+        self.url = next(match[1] for line in lines if (match := re.search(r"Serving .* at (http://\S+)", line)))
+        threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()
+
+
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """One of its own, whose ``url`` is set; commands have its token."""
+def started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> Iterator[Callable[[str], Server]]:
+    """``started(toml)``: such a server; commands have its token."""
     environ["FASTCHAT_TOKEN"] = TOKEN
     monkeypatch.setenv("FASTCHAT_TOKEN", TOKEN)
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG)
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastchat_serve", "--config", str(config)], stderr=subprocess.PIPE, encoding="utf-8"
-    ) as process:
-        try:
-            assert process.stderr is not None
-            lines = iter(process.stderr.readline, "")
-            found = next(match for line in lines if (match := re.search(r"Serving .* at (http://\S+)", line)))
-            threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()
-            process.url = found[1]  # type: ignore[attr-defined]
-            yield process
-        finally:
-            process.kill()
+    with ExitStack() as stack:
+
+        def start(toml: str) -> Server:
+            config = tmp_path / "config.toml"
+            config.write_text(toml)
+            server = stack.enter_context(Server(config))
+            stack.callback(server.kill)
+            return server
+
+        yield start
 
 
 @pytest.fixture
-def at(server: subprocess.Popen[str]) -> list[str]:
-    return ["--url", server.url]  # type: ignore[attr-defined]
+def server(started: Callable[[str], Server]) -> Server:
+    return started(CONFIG)
+
+
+@pytest.fixture
+def at(server: Server) -> list[str]:
+    return ["--url", server.url]
 
 
 def names(run, at) -> list[str]:
@@ -98,6 +115,14 @@ def test_a_worker_is_drained(run, server, at):
 def test_a_process_is_drained_and_ends_well(run, server, at):
     done = run("drain", "--process", *at)
     assert (done.returncode, done.stdout) == (0, f"The process at {at[1]} is gone.\n"), done
+    assert server.wait(20) == 0
+
+
+def test_all_processes_behind_a_port_are_drained_together(run, started):
+    two = "[server]\nport = 0\nprocesses = 2\n"
+    server = started(f'{two}[cluster]\ntoken = "{TOKEN}"\n[api]\ncontrollers = ["{NOBODY}"]\n')
+    done = run("drain", "--process", "--url", server.url)
+    assert done.returncode == 0, done
     assert server.wait(20) == 0
 
 

@@ -42,6 +42,18 @@ def test_s17_only_the_listed_routes_say_that_they_are_public(application):
             assert not handler.opt.get("public") or route.path_format in OPEN_TO_ALL, route.path_format
 
 
+def test_s17_what_changes_the_server_is_for_operators_only(application):
+    """`tests/test_lifecycle.py` shows what that means: an API key is not enough."""
+    changing = {route.path_format for route in application.asgi.routes if route.path_format.startswith("/cluster/")}
+    changing -= {"/cluster/workers", "/cluster/decisions/{request_id}"}
+    assert len(changing) >= 7
+    for route in application.asgi.routes:
+        handlers = route.route_handlers if isinstance(route, HTTPRoute) else [route.route_handler]
+        for handler in handlers:
+            if "documented" in handler.opt:  # not what Litestar makes by itself, such as for OPTIONS
+                assert (handler.opt.get("operators") == "only") == (route.path_format in changing), route.path_format
+
+
 def test_s17_every_handler_has_the_guard(application):
     """Also those that Litestar makes by itself, such as for OPTIONS."""
     for route in application.asgi.routes:

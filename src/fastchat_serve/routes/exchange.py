@@ -77,7 +77,7 @@ class Exchange:
         more_headers: For the reply, beside its own.
     """
 
-    __slots__ = ("_more_headers", "headers", "id", "outlet", "started", "tenant")
+    __slots__ = ("_more_headers", "headers", "id", "outlet", "started", "tenant", "waited_s")
 
     def __init__(
         self, headers: Iterable[Header], id_: str, tenant: str, outlet: Outlet, more_headers: Iterable[Header] = ()
@@ -86,6 +86,8 @@ class Exchange:
         self._more_headers = more_headers
         self.started = False
         """The reply has a status; an error can no longer be one."""
+        self.waited_s = 0.0
+        """Before it could begin, because its model had to be loaded."""
 
     @property
     def unique_id(self) -> str:

@@ -103,9 +103,9 @@ class Metrics:
         # Looking labels up costs more than counting; the cache is bounded by operations times models.
         self._child = cache(self._bind)
 
-    def begin(self, operation: Operation, model: str) -> Observation:
-        """Call when a request for a served model has arrived."""
-        return Observation(self._child(operation, model))
+    def begin(self, operation: Operation, model: str, waited_s: float = 0.0) -> Observation:
+        """Call when a request for a served model has arrived, or so long after."""
+        return Observation(self._child(operation, model), waited_s)
 
     def _bind(self, operation: Operation, model: str) -> _Children:
         return _Children(self, operation, model)
@@ -142,9 +142,9 @@ class Observation:
 
     __slots__ = ("_arrived_s", "_children", "_finished", "_first_s")
 
-    def __init__(self, children: _Children) -> None:
+    def __init__(self, children: _Children, waited_s: float) -> None:
         self._children = children
-        self._arrived_s = time.monotonic()
+        self._arrived_s = time.monotonic() - waited_s
         self._first_s: float | None = None
         self._finished = False
 

@@ -106,6 +106,10 @@ class ProcessWorker(RemoteWorker):
         return None if self._process is None else self._process.pid
 
     @property
+    def back_in_s(self) -> float:
+        return self._loading.left_s if self.state is WorkerState.LOADING else self._back_in_s
+
+    @property
     def progress(self) -> LoadProgress:
         return self._loading.progress
 
@@ -173,7 +177,7 @@ class ProcessWorker(RemoteWorker):
             if self._refusing:
                 self.state = WorkerState.DRAINING
         elif self.state is WorkerState.FAILED:  # what broke in there is not mended in there
-            self.back_in_s = 1.0
+            self._back_in_s = 1.0
             self._over.set()
 
     # -------------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ class ProcessWorker(RemoteWorker):
         if self._stopping:
             return
         self._loading.begin()
-        self.state, self.reason, self.back_in_s = WorkerState.LOADING, "", 1.0
+        self.state, self.reason, self._back_in_s = WorkerState.LOADING, "", 1.0
         opened, process = False, None
         try:
             async with self._child() as process:
@@ -271,7 +275,7 @@ class ProcessWorker(RemoteWorker):
             return False
         if self._attempts.allow():
             return True
-        self.back_in_s = NO_HOPE_S
+        self._back_in_s = NO_HOPE_S
         logger.error("Worker %s stays out of service: its process was started anew too often.", self.id)
         return False
 

@@ -56,7 +56,7 @@ class RemoteWorker(Watched):
         self.restarts = 0
         self.protocol_errors = 0
         self.tool_parser = ""
-        self.back_in_s = 1.0
+        self._back_in_s = 1.0
         self._info: EngineInfo | None = None
         self._slots, self._queue_limit = slots, queue_limit
         self._others = 0
@@ -81,7 +81,7 @@ class RemoteWorker(Watched):
         self._info = said.info or self._info
         self._slots, self._queue_limit = said.slots, said.queue_limit
         self.restarts, self.protocol_errors = said.restarts, said.protocol_errors
-        self.back_in_s = max(said.back_in_s, 1.0)
+        self._back_in_s = max(said.back_in_s, 1.0)
         self._said_wakes, self._said_progress = said.wakes, LoadProgress(said.stage, said.fraction)
         self.on_change()
 
@@ -125,6 +125,10 @@ class RemoteWorker(Watched):
         if self._info is None:
             raise RuntimeError("the worker is not ready")
         return self._info
+
+    @property
+    def back_in_s(self) -> float:
+        return self._back_in_s
 
     @property
     def wakes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from fastchat_serve.controller.waking import Waking
@@ -34,6 +35,7 @@ class _Waiting:
     def __init__(self, exchange: Exchange, begin: Callable[[], End]) -> None:
         self._exchange, self._begin = exchange, begin
         self._closed = False
+        self._since = time.monotonic()
 
     def close(self) -> None:
         self._closed = True
@@ -41,6 +43,7 @@ class _Waiting:
 
     def go_on(self, error: ServeError | None) -> None:
         """The model is loaded, or will not be."""
+        self._exchange.waited_s = time.monotonic() - self._since
         try:
             if error is not None:
                 raise error

@@ -82,7 +82,7 @@ def begin_chat(
         tool_parser=_tool_parser(request.model, service) if offers_tools else None,
         one_call=request.parallel_tool_calls is False,
     )
-    observation = service.metrics.begin("chat", request.model)
+    observation = service.metrics.begin("chat", request.model, exchange.waited_s)
     reply = reply_type(exchange, dialect, observation, len(requests))
     return begin_answer(service.dispatcher, request.model, requests, reply)
 

@@ -48,7 +48,7 @@ def completions_route(service: Service) -> HotRoute:
                 include_usage=include_usage(request),
             )
             reply_type: type[Reply] = EventReply if request.stream else PlainReply
-            observation = service.metrics.begin("text_completion", request.model)
+            observation = service.metrics.begin("text_completion", request.model, exchange.waited_s)
             reply = reply_type(exchange, dialect, observation, len(requests))
             return begin_answer(service.dispatcher, request.model, requests, reply)
 
