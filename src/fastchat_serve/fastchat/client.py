@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final, Self, TypeVar
 
 import anyio
@@ -60,6 +62,7 @@ class Client:
         self._http = httpx.AsyncClient(
             base_url=base,
             headers=headers,
+            verify=_trusted() if base.scheme == "https" else _untouched(),
             timeout=httpx.Timeout(None, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEPT_S),
             trust_env=False,
@@ -162,3 +165,15 @@ class Client:
             raise Unreachable(
                 f"The FastChat process cannot be reached: {type(error).__name__}.", retry_after_s=1.0
             ) from None
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """With the certificates of this machine. To load them takes tens of milliseconds, so it is done once."""
+    return ssl.create_default_context()
+
+
+@cache
+def _untouched() -> ssl.SSLContext:
+    """For clients that speak no TLS, which would load all of that as well."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
