@@ -19,11 +19,10 @@ logger = logging.getLogger(__name__)
 
 def begin_awake(waking: Waking, model: str, exchange: Exchange, begin: Callable[[], End]) -> End:
     """What `begin` returns; or what gives up to wait, if it can only be called later. Raises what `begin` raises."""
-    sleeper = waking.sleeper(model)
-    if sleeper is None:
+    if not waking.must_wait(model):
         return begin()
     waiting = _Waiting(exchange, begin)
-    waiting.end = waking.wait_for(sleeper, waiting.go_on)
+    waiting.end = waking.wait_for(model, waiting.go_on)
     return waiting.close
 
 

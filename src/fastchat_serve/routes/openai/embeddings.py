@@ -38,7 +38,7 @@ def embeddings_route(service: Service) -> ASGIRouteHandler:
         require_post(scope)
         exchange = AsgiExchange(scope, receive, send)
         request = decode(_decoder, await exchange.body(service.max_body_bytes))
-        if service.waking.sleeper(request.model) is None:
+        if not service.waking.must_wait(request.model):
             service.dispatcher.an_able(request.model)  # an unknown model is the first thing to say
         prompts = prompts_of(request.input, service.limits.max_prompts, "input")
         wanted = EmbedRequest(
