@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ __all__ = ["Dial", "Networks", "permitted", "resolved"]
 
 RESOLVE_S: Final = 5.0
 _URL = re.compile(r"https?://[^\s/?#@\\]{1,260}/?")
-_PORTS: Final = {"http": 80, "https": 443}
+_PORTS: Final = MappingProxyType({"http": 80, "https": 443})
 
 Ip = IPv4Address | IPv6Address
 

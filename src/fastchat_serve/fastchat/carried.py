@@ -19,7 +19,7 @@ _MARK: Final = "\x1e"
 """The ASCII control character that separates records."""
 _BEGIN = f"{_MARK}fastchat-serve{_MARK}"
 _USER, _ASSISTANT = f"{_MARK}user{_MARK}", f"{_MARK}assistant{_MARK}"
-_ROLES: Final = {"user": "user", "assistant": "assistant"}
+_ROLES: Final = frozenset({"user", "assistant"})
 
 _ADD_COLON_SINGLE, _NO_COLON_SINGLE = 1, 4
 """Separator styles whose numbers are the same in all versions."""
@@ -50,9 +50,9 @@ def prompt_from(text: str) -> TextPrompt | ChatPrompt:
     messages = [Message(role="system", content=system)] if system else []
     position = 0
     while position < len(pieces):
-        role = _ROLES.get(pieces[position])
-        if role is None or position + 1 == len(pieces):
-            _extend(messages, _MARK + pieces[position])
+        role = pieces[position]
+        if role not in _ROLES or position + 1 == len(pieces):
+            _extend(messages, _MARK + role)
             position += 1
         else:
             messages.append(Message(role=role, content=pieces[position + 1]))

@@ -18,7 +18,7 @@ from fastchat_serve.errors import EngineError, Unavailable
 from fastchat_serve.fastchat.addresses import Dial
 from fastchat_serve.protocol.fastchat import Message
 
-__all__ = ["Client", "NotOffered", "Silent", "Unreachable"]
+__all__ = ["CONNECT_S", "Client", "NotOffered", "Silent", "Unreachable"]
 
 CONNECT_S: Final = 5.0
 REPLY_S: Final = 5.0

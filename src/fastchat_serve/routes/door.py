@@ -21,7 +21,7 @@ from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.routes.hosts import Hosts
 
-__all__ = ["FOR_OPERATORS", "FOR_OPERATORS_TOO", "PUBLIC", "Door", "tenant"]
+__all__ = ["FOR_OPERATORS", "FOR_OPERATORS_TOO", "PUBLIC", "Door", "Guard", "tenant"]
 
 PUBLIC = MappingProxyType({"public": True})
 """`opt` of a route that needs no key."""

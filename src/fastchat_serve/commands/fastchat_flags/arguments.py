@@ -7,43 +7,48 @@ from __future__ import annotations
 
 import argparse
 import json
+from types import MappingProxyType
 
 __all__ = ["LOADER_FLAGS", "OTHER_FLAGS", "add_api", "add_controller", "add_message", "add_worker"]
 
 CONTROLLER = "http://localhost:21001"
 
-LOADER_FLAGS = {
-    "revision": str,
-    "device": str,
-    "gpus": str,
-    "num_gpus": int,
-    "max_gpu_memory": str,
-    "dtype": str,
-    "load_8bit": None,
-    "cpu_offloading": None,
-    "gptq_ckpt": str,
-    "gptq_wbits": int,
-    "gptq_groupsize": int,
-    "gptq_act_order": None,
-    "awq_ckpt": str,
-    "awq_wbits": int,
-    "awq_groupsize": int,
-    "enable_exllama": None,
-    "exllama_max_seq_len": int,
-    "exllama_gpu_split": str,
-    "exllama_cache_8bit": None,
-    "enable_xft": None,
-    "xft_max_seq_len": int,
-    "xft_dtype": str,
-}
+LOADER_FLAGS = MappingProxyType(
+    {
+        "revision": str,
+        "device": str,
+        "gpus": str,
+        "num_gpus": int,
+        "max_gpu_memory": str,
+        "dtype": str,
+        "load_8bit": None,
+        "cpu_offloading": None,
+        "gptq_ckpt": str,
+        "gptq_wbits": int,
+        "gptq_groupsize": int,
+        "gptq_act_order": None,
+        "awq_ckpt": str,
+        "awq_wbits": int,
+        "awq_groupsize": int,
+        "enable_exllama": None,
+        "exllama_max_seq_len": int,
+        "exllama_gpu_split": str,
+        "exllama_cache_8bit": None,
+        "enable_xft": None,
+        "xft_max_seq_len": int,
+        "xft_dtype": str,
+    }
+)
 """Those that say how a model is loaded, and the type of what follows them; None: nothing does."""
 
-OTHER_FLAGS = {
-    "conv_template": str,
-    "embed_in_truncate": None,
-    "stream_interval": int,
-    "seed": int,
-}
+OTHER_FLAGS = MappingProxyType(
+    {
+        "conv_template": str,
+        "embed_in_truncate": None,
+        "stream_interval": int,
+        "seed": int,
+    }
+)
 """Of the worker; they have no counterpart in a config."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastchat_serve.commands.fastchat_flags.arguments import LOADER_FLAGS, OTHER_FLAGS
@@ -18,19 +19,23 @@ UNUSED_VARIABLES = (
     *("LOGDIR", "CPU_ISA", "PEFT_SHARE_BASE_WEIGHTS", "FASTCHAT_USE_MODELSCOPE"),
     "FASTCHAT_WORKER_API_EMBEDDING_BATCH_SIZE",
 )
-_OTHERS: Mapping[str, Mapping[str, str]] = {
-    "vllm": {"revision": "revision", "dtype": "dtype", "num_gpus": "tensor_parallel_size"},
-    "sglang": {"revision": "revision", "dtype": "dtype", "num_gpus": "tp_size"},
-    "mlx": {"revision": "revision", "dtype": "dtype"},
-}
+_OTHERS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "vllm": {"revision": "revision", "dtype": "dtype", "num_gpus": "tensor_parallel_size"},
+        "sglang": {"revision": "revision", "dtype": "dtype", "num_gpus": "tp_size"},
+        "mlx": {"revision": "revision", "dtype": "dtype"},
+    }
+)
 """Of backends that take few of the flags: the options that these are."""
-_XFT_DTYPES = {
-    "fp16": {"dtype": "float16"},
-    "bf16": {"dtype": "bfloat16"},
-    "int8": {"quantization": "torchao-int8"},
-    "bf16_fp16": {"dtype": "bfloat16"},
-    "bf16_int8": {"quantization": "torchao-int8"},
-}
+_XFT_DTYPES = MappingProxyType(
+    {
+        "fp16": {"dtype": "float16"},
+        "bf16": {"dtype": "bfloat16"},
+        "int8": {"quantization": "torchao-int8"},
+        "bf16_fp16": {"dtype": "bfloat16"},
+        "bf16_int8": {"quantization": "torchao-int8"},
+    }
+)
 
 
 class Meaning:
