@@ -117,7 +117,7 @@ REFUSED = {
     "plain to TLS": Case(
         lambda ca: ca.trusting(ca.server() + controller()),
         lambda ca, url: worker(url.replace("https", "http")),
-        "Does it speak TLS (https://)?",
+        "closed the connection without an answer (is it https:// there?)",
     ),
     "TLS to plain": Case(
         lambda ca: controller(),
@@ -132,7 +132,7 @@ REFUSED = {
     "its own has expired": Case(
         lambda ca: ca.trusting(ca.server() + controller()),
         lambda ca, url: ca.trusting(ca.server(expired=True) + worker(url)),
-        "closed the connection without an answer. Does it trust the certificate that we show",
+        "closed the connection without an answer (does it trust the certificate that we show",
     ),
     "its own is for another name": Case(
         lambda ca: ca.trusting(ca.server() + controller()),
@@ -142,7 +142,7 @@ REFUSED = {
     "its own is of an authority that is not known": Case(
         lambda ca: ca.trusting(ca.server() + controller()),
         lambda ca, url: ca.trusting(Authority(ca.path.parent / "other").server() + worker(url)),
-        "closed the connection without an answer. Does it trust the certificate that we show",
+        "closed the connection without an answer (does it trust the certificate that we show",
     ),
 }
 
@@ -173,4 +173,4 @@ async def test_f22_who_is_refused_does_not_storm(serving, ca):
     host, port = mute.sockets[0].getsockname()
     async with mute, serving(worker(f"http://{host}:{port}")):
         await asyncio.sleep(3.0)
-    assert 2 <= arrivals <= 8
+    assert 2 <= arrivals <= 12

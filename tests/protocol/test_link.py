@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import msgspec
@@ -26,6 +25,8 @@ from fastchat_serve.protocol.link import (
     LinkBroken,
     Piece,
     frame,
+    framed,
+    written,
 )
 
 DELTAS = Deltas([Delta(1, "é😀", (7, 8)), Delta(2, "", ())])
@@ -107,18 +108,26 @@ def test_an_error_of_an_unknown_kind_is_the_engines() -> None:
         msgspec.msgpack.encode([["Abort", "one"]]),
         msgspec.msgpack.encode([["Text", 1]]) + b"more",
         b"\x91" * 100_000 + b"\x90",
-        frame([Abort(1)])[4:],
+        bytes(written([Abort(1)])),
     ],
     ids=["empty", "reserved", "text", "unknown", "types", "trailing", "deep", "of the other end"],
 )
 def test_what_cannot_be_read_breaks_the_link(body: bytes) -> None:
     with pytest.raises(LinkBroken):
-        FrameReader(list[FromHost]).feed(struct.pack("<I", len(body)) + body)
+        FrameReader(list[FromHost]).feed(framed(body))
 
 
 def test_a_frame_is_refused_by_its_length_before_it_is_read() -> None:
     with pytest.raises(LinkBroken, match="too long"):
-        FrameReader(list[FromHost]).feed(struct.pack("<I", link.MAX_FRAME_BYTES + 1))
+        FrameReader(list[FromHost]).feed(framed(bytes(link.MAX_FRAME_BYTES + 1))[:12])
+
+
+@pytest.mark.parametrize("bit", range(8 * len(frame([DELTAS]))))
+def test_f43_a_frame_with_any_bit_flipped_breaks_the_link_before_anything_of_it_is_passed_on(bit: int) -> None:
+    damaged = bytearray(frame([DELTAS]))
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(LinkBroken, match="damaged"):
+        FrameReader(list[FromHost]).feed(bytes(damaged))
 
 
 def test_a_frame_that_is_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import anyio
 import msgspec
 import pytest
 
-from fastchat_serve.protocol.link import Abort, FromCaller, FromHost, Gone, Pace, Ping, frame
+from fastchat_serve.protocol.link import Abort, FromCaller, FromHost, Gone, Pace, Ping, Text, frame
+from fastchat_serve.worker import link
 from fastchat_serve.worker.link import PING_S, Link
 from tests.worker.every_worker import until
 
@@ -113,6 +114,25 @@ async def test_who_is_silent_for_several_pings_is_told_of_and_heard_again() -> N
         await until(lambda: caller.told[:3] == ["opened", "silent", "heard"])
         assert calling.open
         calling.abort("the test is over")
+
+
+async def test_a_frame_of_which_something_was_lost_ends_the_link_although_more_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "FRAME_S", 0.2)
+    caller, (ours, theirs) = End(), socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with theirs:
+        _, calling = await loop.create_unix_connection(lambda: Link(list[FromHost], caller), sock=ours)
+        calling.pace(0.02)
+        theirs.send(frame([Text(1, "x" * 5000)])[:-1000])
+        with anyio.fail_after(10):
+            while calling.open:
+                theirs.send(frame([Ping()]))
+                await anyio.sleep(0.02)
+        assert calling.reason == "a frame does not become complete"
+        assert "silent" not in caller.told
 
 
 def test_a_pace_that_nobody_could_keep_is_no_message() -> None:

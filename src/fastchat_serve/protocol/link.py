@@ -1,8 +1,10 @@
 """What two processes of ours say to each other on a link: typed messages, and how they are written.
 
-One end calls, the other hosts workers. A frame is a length (four bytes, little-endian) and a MessagePack array of
-messages (https://github.com/msgpack/msgpack/blob/master/spec.md): all that one turn of an event loop has to say, so one
-step of an engine is one frame, whatever the number of its streams. The contract's own types are the contents.
+One end calls, the other hosts workers. A frame is a head and a MessagePack array of messages
+(https://github.com/msgpack/msgpack/blob/master/spec.md): all that one turn of an event loop has to say, so one step of
+an engine is one frame, whatever the number of its streams. The contract's own types are the contents. The head has
+three numbers of four bytes, little-endian: the array's length, the same with all bits inverted, and the array's CRC-32.
+TCP's own sum lets errors of bad hardware through, and one in a token would not be seen by anybody.
 
 Streams and calls are numbered by the caller. How frames travel, and what a silent or lost link means, is
 `worker/link.py`'s business.
@@ -14,6 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from zlib import crc32
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -75,6 +78,7 @@ __all__ = [
     "Welcome",
     "WrittenDeltas",
     "frame",
+    "framed",
     "frames",
     "readable",
     "written",
@@ -88,7 +92,8 @@ MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 M = TypeVar("M")
 
-_LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct("<III")
+_ALL_BITS = 0xFFFFFFFF
 
 
 class LinkBroken(Exception):
@@ -438,8 +443,13 @@ def readable(message: object) -> Raw:
 
 def frame(messages: Sequence[object]) -> bytes:
     """One frame of `messages`. Raises `Unsendable` if it is too long for the other end."""
-    body = written(messages)
-    return _LENGTH.pack(len(body)) + bytes(body)
+    return framed(bytes(written(messages)))
+
+
+def framed(body: bytes) -> bytes:
+    """A frame's body with its head."""
+    size = len(body)
+    return _HEAD.pack(size, size ^ _ALL_BITS, crc32(body)) + body
 
 
 def frames(messages: Sequence[object]) -> Iterator[bytes]:
@@ -463,11 +473,20 @@ class FrameReader(Generic[M]):
 
     Args:
         messages: The list of what may come: ``list[FromCaller]`` or ``list[FromHost]``.
+
+    Attributes:
+        frames: How many have become complete.
     """
 
     def __init__(self, messages: type[list[M]]) -> None:
         self._decode = _decoder(messages).decode
         self._buffer = bytearray()
+        self.frames = 0
+
+    @property
+    def incomplete_bytes(self) -> int:
+        """What there is of the next frame."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[M]:
         """All messages that have become complete. Raises `LinkBroken`."""
@@ -483,14 +502,19 @@ class FrameReader(Generic[M]):
     def _bodies(self) -> Iterator[bytes]:
         start, end = 0, len(self._buffer)
         try:
-            while end - start >= _LENGTH.size:
-                (size,) = _LENGTH.unpack_from(self._buffer, start)
+            while end - start >= _HEAD.size:
+                size, inverted, checksum = _HEAD.unpack_from(self._buffer, start)
+                if size ^ inverted != _ALL_BITS:
+                    raise LinkBroken("a frame has been damaged on its way")
                 if size > MAX_FRAME_BYTES:
                     raise LinkBroken(f"a frame of {size} bytes is too long")
-                if end - start < _LENGTH.size + size:
+                if end - start < _HEAD.size + size:
                     return
-                body = bytes(memoryview(self._buffer)[start + _LENGTH.size : start + _LENGTH.size + size])
-                start += _LENGTH.size + size
+                body = bytes(memoryview(self._buffer)[start + _HEAD.size : start + _HEAD.size + size])
+                if crc32(body) != checksum:
+                    raise LinkBroken("a frame has been damaged on its way")
+                start += _HEAD.size + size
+                self.frames += 1
                 yield body
         finally:
             del self._buffer[:start]

@@ -192,10 +192,10 @@ class _Handshake(asyncio.Protocol):
         if found:
             self._fail(self._refusal(head, rest))
         elif self._url.startswith("https:"):
-            ours = "Does it trust the certificate that we show (server.tls_certificate), and is that still valid?"
-            self._fail(f"{self._url} closed the connection without an answer. {ours}")
+            ours = "does it trust the certificate that we show, server.tls_certificate, and is that still valid?"
+            self._fail(f"{self._url} closed the connection without an answer ({ours})")
         else:
-            self._fail(f"{self._url} closed the connection without an answer. Does it speak TLS (https://)?")
+            self._fail(f"{self._url} closed the connection without an answer (is it https:// there?)")
 
     def _hand_over(self, rest: bytes) -> None:
         transport, self._transport = self._transport, None

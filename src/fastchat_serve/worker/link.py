@@ -30,6 +30,12 @@ SILENCE: Final = 3.75
 """Pings' time of silence, after which the other end counts as frozen: within two seconds in all."""
 
 
+FRAME_S: Final = 2.0
+"""How long a frame that has begun may take, besides what its length explains."""
+
+_LEAST_BYTES_PER_S: Final = 10_000
+"""Of a way that is still one."""
+
 S = TypeVar("S")
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -74,6 +80,8 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._ping_s = PING_S
         self._heard_at = self._spoke_at = self._loop.time()
         self._is_silent = False
+        self._frames, self._frame_since = 0, self._heard_at
+        """How many were complete when it was looked last, and since when the next one is awaited."""
         self.reason = ""
         """Why it ended, or is ending."""
         self._gone = asyncio.Event()
@@ -142,7 +150,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._set_pace(self._ping_s)
-        self._spoke_at = self._heard_at
+        self._spoke_at = self._frame_since = self._heard_at
         try:
             self._end.opened()
         except Exception:  # the event loop would close the transport behind our back
@@ -220,9 +228,13 @@ class Link(asyncio.Protocol, Generic[S, R]):
     def _tick(self, due: float) -> None:
         now, ping_s = self._loop.time(), self._ping_s
         # If this loop was held up, what came meanwhile has not been read yet: look at the next tick.
-        silent = now - due < ping_s and now - self._heard_at > SILENCE * ping_s
+        in_time = now - due < ping_s
+        silent = in_time and now - self._heard_at > SILENCE * ping_s
         if silent and self.reason and self._transport is not None:
             self._transport.abort()  # nobody reads the last words
+            return
+        if self._is_stuck(now, is_heard=in_time and not silent):
+            self._break(LinkBroken("a frame does not become complete"))
             return
         if now - self._spoke_at >= ping_s:
             self._post(Ping())
@@ -231,6 +243,13 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._is_silent = True
             self._end.silent()
         self._timer = self._loop.call_later(ping_s, self._tick, now + ping_s)
+
+    def _is_stuck(self, now: float, *, is_heard: bool) -> bool:
+        """Something of a frame was lost: what comes next is taken for the rest of it, and that may be long."""
+        reader = self._reader
+        if not is_heard or not reader.incomplete_bytes or reader.frames != self._frames:
+            self._frames, self._frame_since = reader.frames, now
+        return now - self._frame_since > FRAME_S + reader.incomplete_bytes / _LEAST_BYTES_PER_S
 
 
 def _host_of(transport: asyncio.Transport | None, end: str) -> str:
