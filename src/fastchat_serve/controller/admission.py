@@ -55,7 +55,7 @@ class Admission:
         self._fleet, self._table, self._credentials = fleet, table, credentials
         self._complaints = Complaints()
         self._callers: tuple[str, ...] = ()
-        self._dialling: set[NodeLink] = set()
+        self._dialling: list[NodeLink] = []
         """Those that want to know of the callers."""
         self._tasks: TaskGroup | None = None
         if table is not None:
@@ -75,7 +75,7 @@ class Admission:
     def name_callers(self, urls: Iterable[str]) -> None:
         """Who else wants to call nodes that cannot be dialled."""
         self._callers = tuple(urls)
-        self._dialling = {link for link in self._dialling if link.link.open}
+        self._dialling = [link for link in self._dialling if link.link.open]
         for link in self._dialling:
             link.link.send(Callers(self._callers))
 
@@ -113,7 +113,7 @@ class Admission:
         if hello.address:
             link.link.send(Welcome())
         else:
-            self._dialling.add(link)
+            self._dialling.append(link)
             link.link.send(Welcome(self._callers))
 
     def _at_once(self, link: NodeLink, hello: Hello) -> Rejected | None:

@@ -20,7 +20,7 @@ class Table:
     def __init__(self) -> None:
         self._cards: dict[str, NodeCard] = {}
         self._by_address: dict[str, str] = {}
-        self._watchers: set[Callable[[Change], None]] = set()
+        self._watchers: dict[Callable[[Change], None], None] = {}  # in order, so that a simulation's seed is one run
 
     @property
     def listing(self) -> Listing:
@@ -49,11 +49,11 @@ class Table:
 
     def watch(self, tell: Callable[[Change], None]) -> Listing:
         """Have `tell` called for every change from now on. Returns what is listed now."""
-        self._watchers.add(tell)
+        self._watchers[tell] = None
         return self.listing
 
     def unwatch(self, tell: Callable[[Change], None]) -> None:
-        self._watchers.discard(tell)
+        self._watchers.pop(tell, None)
 
     def _tell(self, change: Change) -> None:
         for tell in list(self._watchers):

@@ -49,7 +49,7 @@ class Node:
         self.id = uuid.uuid4().hex
         self._workers, self._manage = workers, manage
         self._incarnations = itertools.count(1)
-        self._links: set[Hosting] = set()
+        self._links: dict[Hosting, None] = {}  # in order, so that a simulation's seed is one run
         self._tasks: TaskGroup | None = None
         self._leaving = False
 
@@ -81,7 +81,7 @@ class Node:
         assert self._tasks is not None, "the node is not running"
         host = Host(self._workers, self._tasks, self._manage)
         hosting = Hosting(self, host, address, on_notice, on_silent, on_closed)
-        self._links.add(hosting)
+        self._links[hosting] = None
         return hosting.link
 
     def hello(self, address: str) -> Hello:
@@ -108,7 +108,7 @@ class Node:
         return tuple(hosting.link for hosting in self._links)
 
     def forget(self, hosting: Hosting) -> None:
-        self._links.discard(hosting)
+        self._links.pop(hosting, None)
 
 
 class Hosting:
