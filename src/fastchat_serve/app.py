@@ -22,7 +22,7 @@ from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.naming import policy_named
 from fastchat_serve.controller.operations import Operations
-from fastchat_serve.controller.policies import shortest_queue
+from fastchat_serve.controller.policies import POLICIES, shortest_queue
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.controller.waking import Waking
 from fastchat_serve.errors import PluginError, StartupError, Unavailable
@@ -114,6 +114,7 @@ class Application:
             limits=config.limits,
             max_body_bytes=config.server.max_body_bytes,
             tool_parsers=self._plugins.tool_parsers,
+            policies={**POLICIES, **self._plugins.policies} if config.api and config.api.policy_header else {},
         )
         cors = _cors(config.server.cors_origins)
         self.door = Door(_keys(config), _hosts(config), cors, _token(config))

@@ -125,6 +125,8 @@ class Api(_Table, frozen=True, kw_only=True):
     """Where the controllers are. Needed when no [controller] is here."""
     advertise: Url | None = None
     """The address at which workers that dial out reach this process. Default: what its controller sees, and `port`."""
+    policy_header: bool = False
+    """Let requests name a dispatch policy in the header `x-dispatch-policy`: for operators who compare them."""
 
 
 class Cluster(_Table, frozen=True, kw_only=True):

@@ -22,8 +22,9 @@ MOST_DECISIONS: Final = 4096
 
 
 class Search(Struct):
-    """What a worker is looked for."""
+    """What a worker is looked for, and by which policy."""
 
+    policy: Policy
     needed: frozenset[Capability]
     fingerprint: str = ""
     """That it must have; empty: any."""
@@ -36,10 +37,8 @@ class Search(Struct):
     session: str = ""
     wanted: Sequence[int] = ()
     """Marks of the prompt, if the policy looks for who has read it."""
-    policy: Policy | None = None
-    """The one that chose last; None: there was nothing to choose."""
     turn: int = 0
-    """Its `Draw.turn`."""
+    """`Draw.turn`, when it was chosen last."""
     known: Mapping[str, int] = {}
     """Characters of the prompt that workers had read then."""
 

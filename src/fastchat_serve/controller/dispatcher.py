@@ -128,8 +128,8 @@ class Dispatcher:
         """Go by these from now on, in place of those that it was made with."""
         self._policy, self._policies = policy, policies
 
-    def start(self, model: str, request: GenerateRequest, sink: Sink) -> Handle:
-        """Begin an answer on one of the model's workers.
+    def start(self, model: str, request: GenerateRequest, sink: Sink, policy: Policy | None = None) -> Handle:
+        """Begin an answer on one of the model's workers, chosen by `policy` if it is not to be the model's.
 
         Raises:
             ModelNotFound, Unsupported, Unavailable, Overloaded: `sink` was not touched.
@@ -138,7 +138,7 @@ class Dispatcher:
             worker = self.an_able(model, required_capabilities(request))
             self._note(Decision(time.time(), request.id, model, worker.id))
             return worker.start(request, sink)
-        return MovingAnswer(request, sink, find=partial(self._find, model), moves=self.moves).start()
+        return MovingAnswer(request, sink, find=partial(self._find, model, policy), moves=self.moves).start()
 
     def capacity(self, model: str, enough: int) -> int:
         """Answers that the model's ready workers hold at most, running and waiting; not counted further than `enough`.
@@ -156,7 +156,7 @@ class Dispatcher:
     async def embed(self, model: str, request: EmbedRequest) -> Embeddings:
         """Embed on one of the model's workers. Raises as `start` does, and what the engine raises."""
         refusals: list[ServeError] = []
-        for member in self._in_turn(model, request.id, Search(_EMBED)):
+        for member in self._in_turn(model, request.id, Search(self._policy_of(model), _EMBED)):
             if model in member.worker.adapters:
                 raise Unsupported(f"{model!r} is an adapter, which makes no embeddings.", param="model")
             try:
@@ -184,6 +184,9 @@ class Dispatcher:
         pool = self._able(model, needed)
         return (pool.open.members or pool.full.members)[0].worker
 
+    def _policy_of(self, model: str) -> Policy:
+        return self._policies.get(model, self._policy)
+
     def _able(self, model: str, needed: frozenset[Capability]) -> Pool:
         """All of those. Raises as `an_able` does."""
         served = self.registry.look(model)
@@ -201,6 +204,7 @@ class Dispatcher:
     def _find(
         self,
         model: str,
+        policy: Policy | None,
         request: GenerateRequest,
         tried: frozenset[str],
         fingerprint: str,
@@ -209,9 +213,9 @@ class Dispatcher:
         why: str,
     ) -> Iterator[Member]:
         """See `failover.Find`. Raises as `an_able` does."""
-        needed, policy = required_capabilities(request), self._policies.get(model, self._policy)
+        needed, policy = required_capabilities(request), policy or self._policy_of(model)
         wanted = marks(request) if policy is prefix else ()
-        search = Search(needed, fingerprint, set(tried), with_room, why, request.session, wanted)
+        search = Search(policy, needed, fingerprint, set(tried), with_room, why, request.session, wanted)
         return self._in_turn(model, request.id, search)
 
     def _in_turn(self, model: str, request_id: str, search: Search) -> Iterator[Member]:
@@ -262,13 +266,12 @@ class Dispatcher:
                 standing.add(member)
 
     def _decide(self, model: str, standing: Standing, search: Search) -> Member:
-        search.policy = policy = self._policies.get(model, self._policy)
         search.turn = turn = self._turns[model]
         self._turns[model] = turn + 1
         if search.wanted:
             search.known = standing.known = self._prefixes.known(search.wanted)
         try:
-            return standing.members[policy(standing, Draw(self._random, turn, search.session))]
+            return standing.members[search.policy(standing, Draw(self._random, turn, search.session))]
         except Exception:  # the boundary to a plugin's policy: requests go on without it
             logger.exception("The dispatch policy failed; the worker with the shortest queue is taken.")
             return min(standing.members, key=lambda member: member.seen.queue_length)

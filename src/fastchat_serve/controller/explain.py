@@ -103,14 +103,13 @@ def _candidate(id_: str, seen: Seen, standing: str, **more: object) -> Candidate
 def _card(
     decision: Decision, search: Search | None, candidates: tuple[CandidateCard, ...], others: int
 ) -> DecisionCard:
-    policy = None if search is None else search.policy
     scores = None if search is None else _scores_of(search)
     return DecisionCard(
         request_id=decision.request_id,
         at=decision.at,
         model=decision.model,
         move="" if search is None else search.why,
-        policy="" if policy is None else getattr(policy, "__name__", type(policy).__name__),
+        policy="" if search is None else getattr(search.policy, "__name__", type(search.policy).__name__),
         scores="" if scores is None else scores.words,
         chosen=decision.chosen,
         candidates=candidates,
@@ -133,10 +132,10 @@ class _Scores(Struct, frozen=True):
 
 
 def _scores_of(search: Search) -> _Scores | None:
-    """None: there was nothing to choose, or it is the policy of a plugin."""
+    """None: it is the policy of a plugin."""
     if search.policy is session and not search.session:
         return _SCORES[shortest_queue]
-    return None if search.policy is None else _SCORES.get(search.policy)
+    return _SCORES.get(search.policy)
 
 
 def _per_speed(amount: Callable[[Candidate], float]) -> Callable[[Standing, Search], list[float]]:

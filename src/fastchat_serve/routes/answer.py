@@ -25,6 +25,7 @@ from fastchat_serve.engine import (
     Usage,
 )
 from fastchat_serve.errors import EngineError, InvalidRequest, ServeError
+from fastchat_serve.policy import Policy
 from fastchat_serve.routes.errors import reply_error
 from fastchat_serve.routes.exchange import Exchange
 from fastchat_serve.routes.hot import End
@@ -155,8 +156,14 @@ def total_usage(usages: Sequence[Usage], choices_per_prompt: int) -> Usage:
     )
 
 
-def begin_answer(dispatcher: Dispatcher, model: str, requests: Sequence[GenerateRequest], reply: Reply) -> End:
-    """Start all requests. Returns what gives up the reply if it is not complete.
+def begin_answer(
+    dispatcher: Dispatcher,
+    model: str,
+    requests: Sequence[GenerateRequest],
+    reply: Reply,
+    policy: Policy | None = None,
+) -> End:
+    """Start all requests, by `policy` if it is not the model's. Returns what gives up the reply if it is not complete.
 
     Raises:
         ServeError: What `Dispatcher.start` raises, or there are more requests than the model's workers could
@@ -168,7 +175,7 @@ def begin_answer(dispatcher: Dispatcher, model: str, requests: Sequence[Generate
         for request, sink in zip(requests, tuple(reply.sinks), strict=True):
             if reply.done:  # one of the choices has failed already
                 break
-            reply.handles.append(dispatcher.start(model, request, sink))
+            reply.handles.append(dispatcher.start(model, request, sink, policy))
     except ServeError as error:
         reply.observation.finish(None, error)
         reply.close()

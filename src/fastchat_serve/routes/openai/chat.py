@@ -28,7 +28,7 @@ from fastchat_serve.routes.exchange import Exchange, decode
 from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.awake import begin_awake
 from fastchat_serve.routes.openai.logprobs import chat_logprobs
-from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
+from fastchat_serve.routes.openai.params import choice_seed, constraint, policy, sampling_params, session
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.plain import PlainReply
@@ -72,6 +72,7 @@ def begin_chat(
     reply_type: type[Reply],
 ) -> End:
     """Begin the answers to `requests`, which are those of `request`. Raises as `begin_answer` does."""
+    chooser = policy(service.policies, exchange)
     offers_tools = isinstance(requests[0].prompt, ChatPrompt) and bool(requests[0].prompt.tools)
     dialect = ChatDialect(
         requests[0].id,
@@ -84,7 +85,7 @@ def begin_chat(
     )
     observation = service.metrics.begin("chat", request.model, exchange.waited_s)
     reply = reply_type(exchange, dialect, observation, len(requests))
-    return begin_answer(service.dispatcher, request.model, requests, reply)
+    return begin_answer(service.dispatcher, request.model, requests, reply, chooser)
 
 
 def include_usage(request: wire.Sampling) -> bool:

@@ -16,7 +16,7 @@ from fastchat_serve.routes.hot import End, HotRoute
 from fastchat_serve.routes.openai.awake import begin_awake
 from fastchat_serve.routes.openai.chat import include_usage, stop_reason, wire_usage
 from fastchat_serve.routes.openai.logprobs import completion_logprobs
-from fastchat_serve.routes.openai.params import choice_seed, constraint, sampling_params, session
+from fastchat_serve.routes.openai.params import choice_seed, constraint, policy, sampling_params, session
 from fastchat_serve.routes.openai.service import Service
 from fastchat_serve.routes.openapi import documented
 from fastchat_serve.routes.plain import PlainReply
@@ -38,7 +38,7 @@ def completions_route(service: Service) -> HotRoute:
         request = decode(_decoder, body)
 
         def answer() -> End:
-            requests = _generate_requests(request, service, exchange)
+            requests, chooser = _generate_requests(request, service, exchange), policy(service.policies, exchange)
             dialect = CompletionDialect(
                 requests[0].id,
                 request.model,
@@ -50,7 +50,7 @@ def completions_route(service: Service) -> HotRoute:
             reply_type: type[Reply] = EventReply if request.stream else PlainReply
             observation = service.metrics.begin("text_completion", request.model, exchange.waited_s)
             reply = reply_type(exchange, dialect, observation, len(requests))
-            return begin_answer(service.dispatcher, request.model, requests, reply)
+            return begin_answer(service.dispatcher, request.model, requests, reply, chooser)
 
         return begin_awake(service.waking, request.model, exchange, answer)
 

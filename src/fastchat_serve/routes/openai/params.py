@@ -6,15 +6,17 @@ Pure functions. Whatever is known and cannot be done is refused by name; nothing
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import TypeVar
 
 from fastchat_serve.config import Limits
 from fastchat_serve.engine import Choice, Constraint, Grammar, JsonObject, JsonSchema, Regex, SamplingParams
 from fastchat_serve.errors import InvalidRequest, Unsupported
+from fastchat_serve.policy import Policy
 from fastchat_serve.protocol import openai as wire
 from fastchat_serve.routes.exchange import Exchange, header
 
-__all__ = ["choice_seed", "constraint", "sampling_params", "session", "stop_strings"]
+__all__ = ["choice_seed", "constraint", "policy", "sampling_params", "session", "stop_strings"]
 
 Number = TypeVar("Number", int, float)
 
@@ -28,6 +30,20 @@ def session(request: wire.Sampling, exchange: Exchange) -> str:
     """`GenerateRequest.session`: the header ``x-session-id``, else OpenAI's ``prompt_cache_key``, else ``user``."""
     named = header(exchange.headers, b"x-session-id")
     return named.decode("latin-1") if named else request.prompt_cache_key or request.user or ""
+
+
+def policy(allowed: Mapping[str, Policy], exchange: Exchange) -> Policy | None:
+    """The one that the header ``x-dispatch-policy`` names; None if it does not, or if requests may not.
+
+    Raises:
+        InvalidRequest: There is none of that name.
+    """
+    name = header(exchange.headers, b"x-dispatch-policy").decode("latin-1") if allowed else ""
+    if not name:
+        return None
+    if name not in allowed:
+        raise InvalidRequest(f"There is no policy {name[:100]!r} here; known are: {', '.join(sorted(allowed))}.")
+    return allowed[name]
 
 
 def sampling_params(

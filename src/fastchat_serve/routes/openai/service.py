@@ -10,6 +10,7 @@ from fastchat_serve.config import Limits
 from fastchat_serve.controller.dispatcher import Dispatcher
 from fastchat_serve.controller.waking import Waking
 from fastchat_serve.hookspecs import ToolParserFactory
+from fastchat_serve.policy import Policy
 from fastchat_serve.routes.metrics import Metrics
 
 __all__ = ["Service"]
@@ -24,3 +25,5 @@ class Service(Struct, frozen=True, kw_only=True):
     limits: Limits
     tool_parsers: Mapping[str, ToolParserFactory]
     max_body_bytes: int
+    policies: Mapping[str, Policy] = {}
+    """That a request may ask for by name."""
