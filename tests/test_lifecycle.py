@@ -258,6 +258,20 @@ async def test_unloading_frees_a_model_and_one_on_demand_comes_back(serving, gat
         assert (await operator.answer("echo")).status_code == 200
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_a_worker_on_demand_can_be_drained_for_good_and_reloaded(serving, gate, loaded):
+    lazy = ONE.replace("[worker.options]", 'load = "first_request"\n[worker.options]')
+    async with operated(serving, gate, lazy) as (server, operator):
+        if loaded:
+            await operator.answer("echo")
+        await operator.told("/cluster/models/reload", {"name": "echo"})
+        (only,) = server.application.workers
+        assert (only.state, gate.engines) == (WorkerState.UNLOADED, [])
+        assert (await operator.answer("echo")).status_code == 200
+        await operator.told(f"/cluster/workers/{only.id}/drain")
+        assert (server.application.workers, gate.engines) == ((), [])
+
+
 async def test_a_load_that_takes_too_long_can_be_given_up(serving, gate):
     async with operated(serving, gate) as (server, operator), anyio.create_task_group() as tasks:
         gate.close()

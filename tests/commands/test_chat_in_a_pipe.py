@@ -35,6 +35,14 @@ def test_a_model_in_this_process_answers_alike(run, model_here):
     assert (done.returncode, done.stdout) == (0, "to be\nor not\n")
 
 
+def test_a_model_on_demand_is_loaded_for_the_chat_and_again_after_it_was_unloaded(run, tmp_path):
+    config = tmp_path / "lazy.toml"
+    table = 'backend = "echo"\nload = "first_request"\nidle_unload_s = 0.001\n'
+    config.write_text(f"[controller]\n[api]\n[[worker]]\n{table}")
+    done = run("chat", "--config", str(config), stdin="Hello!\nAnd again.\n")
+    assert (done.returncode, done.stdout) == (0, "Hello!\nAnd again.\n"), done.stderr
+
+
 def test_with_a_config_model_picks_one_of_its_names(run, model_here, tmp_path):
     done = run("chat", *model_here, "--model", "two", stdin=f"x\n/save {tmp_path}/talk\n")
     assert done.returncode == 0

@@ -283,7 +283,9 @@ class OnDemandWorker(Watched):
 
     @property
     def info(self) -> EngineInfo:
-        return self._loaded().info
+        if self._inner is None:
+            raise RuntimeError("the worker is not loaded")
+        return self._inner.info
 
     @property
     def wakes(self) -> bool:
@@ -353,6 +355,7 @@ class OnDemandWorker(Watched):
     def _loaded(self) -> OwnWorker:
         if self._inner is None:
             raise self._unavailable()
+        self._used_at = time.monotonic()
         return self._inner
 
     def _unavailable(self) -> Unavailable:
