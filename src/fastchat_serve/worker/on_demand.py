@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 REST_S: Final = (1.0, 60.0)
 """After an engine could not be loaded, requests do not try again for so long: the first time, and at most."""
 
+_LOOK_S: Final = 0.05
+"""How often at most it is looked whether one that works has nothing to do any more."""
+
 
 class OnDemandWorker(Watched):
     """See the module, and `base.OwnWorker`.
@@ -132,7 +135,7 @@ class OnDemandWorker(Watched):
         if self.state is WorkerState.LOADING and self._load_scope is not None:
             self._load_scope.cancel()
         self._dismissed.set()
-        while self._inner is not None:
+        while self._inner is not None or self.state is WorkerState.LOADING:
             await self._news.wait()
 
     async def wake(self) -> None:
@@ -240,7 +243,7 @@ class OnDemandWorker(Watched):
         idle_s = self._table.idle_unload_s or math.inf
         while not self._dismissed.is_set():
             busy = inner.state is not WorkerState.READY or inner.queue_length or self._waiting
-            left_s = idle_s if busy else self._used_at + idle_s - time.monotonic()
+            left_s = max(idle_s, _LOOK_S) if busy else self._used_at + idle_s - time.monotonic()
             if left_s <= 0:
                 logger.info("Worker %s is unloaded: it had nothing to do for %g s.", self.id, idle_s)
                 break
