@@ -465,3 +465,53 @@ async def test_a_model_that_is_loaded_on_a_node_is_known_everywhere(serving, gat
         await until(lambda: states(front, "two") == ["ready"], SOON_S)
         async with Operator(front) as client:
             assert (await client.answer("two")).status_code == 200
+
+
+async def test_a_model_is_loaded_beside_a_worker_elsewhere_and_its_progress_is_told_here(serving, gate):
+    async with split(serving, gate) as (_, front, back, operator), anyio.create_task_group() as tasks:
+        beside = f"/cluster/models/load?beside={back.application.workers[0].id}"
+        gate.close()
+        told: list[dict[str, Any]] = []
+
+        async def load() -> None:
+            told.extend(await operator.told(beside, {"backend": "gated", "names": ["two"]}))
+
+        tasks.start_soon(load)
+        await until(lambda: gate.loads == 2, SOON_S)
+        gate.engines[-1].progress("reading weights", 0.5)
+        await until(lambda: states(front, "two") == ["loading"], SOON_S)
+        await anyio.sleep(0.5)  # over the link, and then a look of the route's
+        gate.open()
+        await until(lambda: bool(told), SOON_S)
+        assert any(event["workers"][0]["fraction"] == 0.5 for event in told if event["workers"])
+        assert [(each["id"], each["state"]) for each in told[-1]["workers"]] == [
+            (back.application.workers[1].id, "ready")
+        ]
+
+
+async def test_a_mistake_in_a_table_for_elsewhere_is_told_by_its_key_too(serving, gate):
+    async with split(serving, gate) as (_, _, back, operator):
+        beside = f"/cluster/models/load?beside={back.application.workers[0].id}"
+        (error,) = [
+            each["error"] for each in await operator.told(beside, {"backend": "gated", "queu": 1}) if "error" in each
+        ]
+        assert error["param"] == "queu"
+        gate.failure = "no such weights"
+        *_, last = await operator.told(beside, {"backend": "gated", "names": ["two"]})
+        assert (last["error"]["code"], len(back.application.workers)) == ("load_failed", 1)
+        unknown = await operator.ask("/cluster/models/load?beside=nobody", {"backend": "gated"})
+        assert unknown.status_code == 404
+
+
+async def test_a_model_is_loaded_in_a_process_that_nobody_can_dial(serving, gate):
+    out = worker("{url}", more='reach = "out"').replace('"echo"', '"gated"', 1)
+    async with (
+        serving(f"{controller()}[api]\n") as there,
+        serving(out.replace("{url}", there.url), gate.plugins),
+        Operator(there) as operator,
+    ):
+        await until(lambda: states(there) == ["ready"], SOON_S)
+        (remote,) = there.application.registry.serving("echo")
+        await operator.told(f"/cluster/models/load?beside={remote.id}", {"backend": "gated", "names": ["two"]})
+        assert states(there, "two") == ["ready"]
+        assert (await operator.answer("two")).status_code == 200

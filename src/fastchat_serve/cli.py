@@ -96,7 +96,7 @@ def _model_actions(parser: argparse.ArgumentParser) -> None:
         "List the models of a server, or change what it serves: fastchat-serve models ACTION --help has more."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    load = actions.add_parser("load", help="load a model in the process at URL")
+    load = actions.add_parser("load", help="load a model in the process at URL, or in that of another worker")
     load.add_argument("model", metavar="ID", help="a plugin's model, a folder, or a hub id")
     load.add_argument("--backend", default="hf", metavar="NAME", help="engine for it (default: %(default)s)")
     load.add_argument(
@@ -107,6 +107,7 @@ def _model_actions(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="a key of its [[worker]] table, for instance options.device=cpu; may be repeated",
     )
+    load.add_argument("--beside", metavar="WORKER_ID", help="in the process of this worker, on whatever node it is")
     unload = actions.add_parser("unload", help="drain and unload a model, or one of its workers")
     reload = actions.add_parser("reload", help="load a model anew, or one of its workers")
     for each in (unload, reload):

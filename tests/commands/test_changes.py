@@ -86,6 +86,14 @@ def test_a_model_is_loaded_renamed_reloaded_and_unloaded(run, server, at):
     assert names(run, at) == ["echo"]
 
 
+def test_a_model_is_loaded_beside_a_worker(run, server, at):
+    (row,) = run("workers", *at).stdout.splitlines()[1:]
+    done = run("models", "load", "two", "--backend", "echo", "--beside", row.split()[0], *at)
+    assert (done.returncode, names(run, at)) == (0, ["echo", "two"]), done
+    unknown = run("models", "load", "two", "--backend", "echo", "--beside", "nobody", *at)
+    assert (unknown.returncode, "'nobody'" in unknown.stderr) == (1, True)
+
+
 def test_in_a_terminal_a_load_has_a_bar(terminal, server, at):
     load = terminal("models", "load", "two", "--backend", "echo", *at)
     load.expect("is ready.")

@@ -25,7 +25,7 @@ def change(args: argparse.Namespace) -> int:
     client = operator_from(args)
     table = _table(args) if args.action == "load" else {}
     ways: dict[str, Callable[[], Awaitable[int]]] = {
-        "load": lambda: follow(client, "/cluster/models/load", table),
+        "load": lambda: follow(client, f"/cluster/models/load{_beside(args)}", table),
         "unload": lambda: follow(client, "/cluster/models/unload", {"name": args.name}),
         "reload": lambda: follow(client, "/cluster/models/reload", {"name": args.name}),
         "alias": lambda: _alias(client, args.name, args.model),
@@ -51,6 +51,10 @@ def _table(args: argparse.Namespace) -> dict[str, Any]:
     for override in args.overrides:
         apply_override(document, override)
     return document.tables
+
+
+def _beside(args: argparse.Namespace) -> str:
+    return "" if args.beside is None else f"?beside={quote(args.beside, safe='')}"
 
 
 def _model(name: str) -> str:

@@ -25,7 +25,7 @@ from fastchat_serve.errors import (
     StartupError,
     Unavailable,
 )
-from fastchat_serve.protocol.link import Order
+from fastchat_serve.protocol.link import Obey
 from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.crew import Crew, Recipe
 from fastchat_serve.worker.memory import collect_garbage
@@ -39,15 +39,25 @@ logger = logging.getLogger(__name__)
 class Operation:
     """See the module.
 
+    Args:
+        more: Those that have come to it since.
+
     Attributes:
-        workers: Those that it is about; more may come to it.
         error: Why it failed, once it is over; None: it did not.
     """
 
-    def __init__(self, workers: Iterable[Worker] = ()) -> None:
-        self.workers = list(workers)
+    def __init__(self, workers: Iterable[Worker] = (), more: Callable[[], Iterable[Worker]] = tuple) -> None:
+        self._workers, self._more = list(workers), more
         self.error: ServeError | None = None
         self.over = anyio.Event()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that it is about."""
+        return [*self._workers, *self._more()]
+
+    def add(self, worker: Worker) -> None:
+        self._workers.append(worker)
 
 
 class Operations:
@@ -77,14 +87,21 @@ class Operations:
 
     # -------------------------------------------------------------------------------------- operations
 
-    async def load(self, table: Mapping[str, Any]) -> Operation:
-        """One more worker here. Raises `InvalidRequest` for what is wrong with `table`, by key."""
+    async def load(self, table: dict[str, Any], beside: str = "") -> Operation:
+        """One more worker: here, or in the process of the worker `beside`.
+
+        Raises:
+            InvalidRequest: For what is wrong with `table`, by key; elsewhere that is only told by the operation.
+            NotFound: There is no worker `beside`.
+        """
+        if beside and beside not in self._crew.by_id:
+            return self._load_elsewhere(table, beside)
         try:
             recipe = await anyio.to_thread.run_sync(self._recipe, table)
         except ConfigError as error:
             raise _in_json(error) from None
         operation = Operation()
-        return self._begin(operation, lambda: self._crew.load(recipe, operation.workers.append))
+        return self._begin(operation, lambda: self._crew.load(recipe, operation.add))
 
     def start(self, order: Literal["drain", "unload", "reload"], target: str) -> Operation:
         """Have this done to a worker, or to all workers of a model. They are reloaded one after the other.
@@ -95,18 +112,23 @@ class Operations:
         operation = Operation(self._find(target))
         return self._begin(operation, lambda: self._all(operation, order))
 
-    async def obey(self, worker_id: str, order: Order, name: str) -> None:
+    async def obey(self, wanted: Obey) -> None:
         """What another process of the cluster asks for, of a worker of ours. Raises `ServeError`."""
-        if order == "alias":
-            self._crew.rename(worker_id, add=name)
-        elif order == "unalias":
-            self._crew.rename(worker_id, drop=name)
-        else:
-            self._crew.member(worker_id)
-            operation = self.start(order, worker_id)
-            await operation.over.wait()
-            if operation.error is not None:
-                raise operation.error
+        self._crew.member(wanted.worker)
+        match wanted.order:
+            case "alias":
+                self._crew.rename(wanted.worker, add=wanted.name)
+                return
+            case "unalias":
+                self._crew.rename(wanted.worker, drop=wanted.name)
+                return
+            case "load":
+                operation = await self.load(wanted.table or {})
+            case order:
+                operation = self.start(order, wanted.worker)
+        await operation.over.wait()
+        if operation.error is not None:
+            raise operation.error
 
     async def alias(self, name: str, model: str) -> tuple[Worker, ...]:
         """Have `name` mean `model`, and nothing else. Returns the workers that are called so.
@@ -144,6 +166,17 @@ class Operations:
         return all(listed is not worker for listed in self._registry.workers)
 
     # -------------------------------------------------------------------------------------------------
+
+    def _load_elsewhere(self, table: dict[str, Any], beside: str) -> Operation:
+        neighbour = _elsewhere(self._find(beside)[0])
+        before = {worker.id for worker in self._registry.workers}
+
+        def newcomers() -> list[Worker]:
+            """Of that process; it says of them that they load before it says that it is done."""
+            workers = [worker for worker in self._registry.workers if worker.id not in before]
+            return [each for each in workers if isinstance(each, RemoteWorker) and each.is_beside(neighbour)]
+
+        return self._begin(Operation(more=newcomers), lambda: neighbour.obey("load", table=table))
 
     def _find(self, target: str) -> list[Worker]:
         named = [worker for worker in self._registry.workers if worker.id == target]
@@ -192,13 +225,15 @@ class Operations:
         elif order == "unload":
             await self._crew.unload(worker.id)
         else:
-            await self._crew.reload(worker.id, operation.workers.append)
+            await self._crew.reload(worker.id, operation.add)
 
     async def _rename(self, worker: Worker, order: Literal["alias", "unalias"], name: str) -> None:
-        if self._is_ours(worker):
-            await self.obey(worker.id, order, name)
-        else:
+        if not self._is_ours(worker):
             await _elsewhere(worker).obey(order, name)
+        elif order == "alias":
+            self._crew.rename(worker.id, add=name)
+        else:
+            self._crew.rename(worker.id, drop=name)
 
     def _is_ours(self, worker: Worker) -> bool:
         return worker.id in self._crew.by_id

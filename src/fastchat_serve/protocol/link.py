@@ -187,8 +187,8 @@ class Wake(Message, frozen=True):
     worker: str
 
 
-Order = Literal["drain", "unload", "reload", "alias", "unalias"]
-"""What an operator may want of a worker."""
+Order = Literal["drain", "unload", "reload", "alias", "unalias", "load"]
+"""What an operator may want of a worker; with ``load`` it is one more beside it."""
 
 
 class Obey(Message, frozen=True):
@@ -199,6 +199,8 @@ class Obey(Message, frozen=True):
     order: Order
     name: str = ""
     """The alias."""
+    table: dict[str, Any] | None = None
+    """The ``[[worker]]`` that is to be loaded, in JSON."""
 
 
 class Abort(Message, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
+from urllib.parse import parse_qs
 
 from litestar.types import Receive, Scope, Send
 
@@ -70,11 +71,15 @@ class AsgiOutlet:
 class AsgiExchange(Exchange):
     """One request that a guard let in."""
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_query", "_receive")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope["headers"], scope_id(scope), tenant(scope), AsgiOutlet(send))
-        self._receive = receive
+        self._query, self._receive = scope["query_string"], receive
+
+    def asked(self, name: str) -> str:
+        """A parameter of the query; empty if it is not there."""
+        return parse_qs(self._query.decode("latin-1")).get(name, [""])[0]
 
     async def body(self, limit_bytes: int) -> bytes:
         """The whole body, which must be plain JSON.

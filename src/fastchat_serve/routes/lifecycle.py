@@ -56,7 +56,7 @@ def lifecycle_handlers(
 
     async def load(exchange: AsgiExchange) -> Operation:
         table: dict[str, Any] = decode(_any_table, await exchange.body(max_body_bytes))
-        return await operations.load(table)
+        return await operations.load(table, exchange.asked("beside"))
 
     async def unload(exchange: AsgiExchange) -> Operation:
         return operations.start("unload", decode(_target, await exchange.body(max_body_bytes)).name)

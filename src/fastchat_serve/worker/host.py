@@ -38,7 +38,6 @@ from fastchat_serve.protocol.link import (
     LinkBroken,
     Load,
     Obey,
-    Order,
     Piece,
     Statement,
     Text,
@@ -75,11 +74,11 @@ IDLE_S: Final = 0.5
 """The same while all workers are ready or unloaded, and nothing is under way; the link's pace if that is slower."""
 
 
-Manage = Callable[[str, Order, str], Awaitable[None]]
-"""Takes a worker's id, what is wanted of it, and an alias; raises `ServeError`."""
+Manage = Callable[[Obey], Awaitable[None]]
+"""Raises `ServeError`."""
 
 
-async def _manage_nothing(worker_id: str, order: Order, name: str) -> None:
+async def _manage_nothing(wanted: Obey) -> None:
     raise InvalidRequest("This worker is looked after by the process that has started it.")
 
 
@@ -182,8 +181,8 @@ class Host:
                 case Wake(call, worker):
                     self._waiting[call] = worker
                     self._call(call, partial(self._wake, call, worker))
-                case Obey(call, worker, order, name):
-                    self._call(call, partial(self._obey, call, worker, order, name))
+                case Obey():
+                    self._call(message.call, partial(self._obey, message))
                 case _:
                     raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 
@@ -269,10 +268,10 @@ class Host:
         self._announce_of(worker)  # what comes of it is known before that it is done
         return Done(call)
 
-    async def _obey(self, call: int, worker: str, order: Order, name: str) -> FromHost:
-        await self._manage(worker, order, name)
+    async def _obey(self, wanted: Obey) -> FromHost:
+        await self._manage(wanted)
         self.announce()
-        return Done(call)
+        return Done(wanted.call)
 
 
 _Written = tuple[Raw, bool, int]

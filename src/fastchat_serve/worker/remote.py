@@ -7,6 +7,7 @@ rotation at once. The link may be another after a while: whoever opens links cal
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import anyio
 
@@ -190,11 +191,15 @@ class RemoteWorker(Watched):
         finally:
             self.over()
 
-    async def obey(self, order: Order, name: str = "") -> None:
+    async def obey(self, order: Order, name: str = "", table: dict[str, Any] | None = None) -> None:
         """Have this done to it where it is, and return when it is. Raises what is raised there."""
         if self._caller is None or not self._is_linked:
             raise self._unavailable()
-        await self._caller.call(None, lambda number: Obey(number, self.id, order, name), bool)
+        await self._caller.call(None, lambda number: Obey(number, self.id, order, name, table), bool)
+
+    def is_beside(self, other: RemoteWorker) -> bool:
+        """Whether both are in one process."""
+        return self._caller is not None and self._caller is other._caller
 
     def expel(self, error: ServeError) -> None:
         """End everything of ours that is under way with `error`."""
