@@ -184,6 +184,17 @@ def test_a_worker_that_is_not_listed_any_more_changes_nothing() -> None:
     assert registry.look("m") is None
 
 
+def test_workers_that_come_and_go_leave_nothing_behind_where_nobody_dispatches() -> None:
+    registry = Registry()
+    for number in range(50):
+        worker = StrawWorker(f"worker {number}")
+        registry.add(worker)
+        worker.put(queue_length=1)
+        registry.remove(worker.id)
+        worker.put(queue_length=2)
+    assert not registry._changed
+
+
 def seen_now(registry: Registry) -> list[tuple[str, Seen]]:
     registry.look("m")
     return registry.as_seen("m", registry.changes) or []

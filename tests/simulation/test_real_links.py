@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import anyio
@@ -44,7 +45,7 @@ class Fleet:
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self.loop, self.registry = loop, Registry()
-        self.dispatcher = Dispatcher(self.registry, shortest_queue, clock=loop.time)
+        self.dispatcher = Dispatcher(self.registry, shortest_queue, Random(1), clock=loop.time)
         self.workers: dict[str, RemoteWorker] = {}
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -191,7 +191,8 @@ class Registry:
         self._remember(member, member.seen)
         self._drop(member, member.names)
         member.names = ()
-        member.worker.on_change = nobody
+        member.changed = member.worker.on_change = nobody
+        self._changed.pop(member, None)
 
     def _drop(self, member: Member, names: Iterable[str]) -> None:
         for name in names:
