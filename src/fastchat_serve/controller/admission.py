@@ -107,7 +107,7 @@ class Admission:
             if before is not None and before != hello.node:  # it is known who lives there now
                 self._fleet.forget(before)
             self._table.add(NodeCard(hello.node, hello.address))
-        self._fleet.admit(link)
+        self._fleet.admit(link, hello.address or link.link.peer_host)
         where = f"at {hello.address}" if hello.address else "dials by itself"
         logger.info("Node %s is listed (%s).", hello.node, where)
         if hello.address:

@@ -2,7 +2,8 @@
 
 A link to a node may have been dialled by either side; whoever makes it lets the node in once it is known to be what it
 says (`admission.py`, `watch.py`). A node that is silent, or whose link has broken, is out of rotation at once, and is
-forgotten if it has not come back within its lease. Times are those of the event loop's clock, which is monotonic.
+forgotten if it has not come back within its lease; one that comes and goes is kept out for a while (`damping.py`).
+Times are those of the event loop's clock, which is monotonic.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
+from fastchat_serve.controller.damping import MOST_S, Damping
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.errors import ServeError
 from fastchat_serve.protocol.link import (
@@ -27,13 +29,18 @@ from fastchat_serve.protocol.link import (
     LinkBroken,
     Statement,
 )
+from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.caller import Caller
+from fastchat_serve.worker.heartbeat import Complaints
 from fastchat_serve.worker.link import PING_S, Link
 from fastchat_serve.worker.remote import RemoteWorker
 
 __all__ = ["LEASE_S", "PINGS_PER_S", "Fleet", "NodeLink"]
 
 logger = logging.getLogger(__name__)
+
+UNSTEADY: Final = "Its process comes and goes."
+"""The reason of a worker that is kept out."""
 
 LEASE_S: Final = 10.0
 """How long a node that is not heard stays listed; meanwhile nobody is sent to it."""
@@ -53,6 +60,7 @@ class Fleet:
         """Of nodes that were let in, the newest of each."""
         self._hearing: dict[str, NodeLink] = {}
         """By worker, through which link it was heard of last."""
+        self._damping, self._complaints = Damping(), Complaints()
         self._pace_s = PING_S
         self.on_left: list[Callable[[str], None]] = []
         """Called with the id of every node that is forgotten."""
@@ -71,19 +79,29 @@ class Fleet:
             if link.lost_at is not None and now - link.lost_at > LEASE_S:
                 logger.warning("Node %s is forgotten: it was not heard for %g s.", link.node, LEASE_S)
                 self._forget(link)
-            else:
-                link.rest(self._pace_s)
+                continue
+            if link.kept_out and (now >= self._damping.until(link.place) or not self._can_be_spared(link)):
+                link.let_back()
+            link.rest(self._pace_s)
+        self._damping.forget(now)
 
     def get(self, node: str) -> NodeLink | None:
         """The link to a node that was let in, alive or not."""
         return self._links.get(node)
 
-    def admit(self, link: NodeLink) -> None:
-        """Let a node in: its workers are in the registry from now on."""
+    def admit(self, link: NodeLink, place: str = "") -> None:
+        """Let a node in: its workers are in the registry from now on.
+
+        Args:
+            place: Where it is found, or at least seen: by that it is known again when it has lost its id.
+        """
         previous = self._links.get(link.node)
         self._links[link.node] = link
         self._set_pace()
-        link.admitted()
+        out_s = self._damping.until(place or link.node) - asyncio.get_running_loop().time()
+        if out_s > 0:
+            self._complaints.say(f"Node at {place}", f"it comes and goes, and is kept out for up to {MOST_S:g} s")
+        link.admitted(place or link.node, keep_out=out_s > 0)
         if previous is not None:
             self._clear(previous)
 
@@ -112,13 +130,20 @@ class Fleet:
 
     def lose(self, link: NodeLink) -> None:
         """Its link is gone: whoever said before that it was leaving is not waited for."""
-        if link.leaving and self._links.get(link.node) is link:
+        if not link.leaving:
+            self._damping.lost(link.place, asyncio.get_running_loop().time(), since=link.in_since)
+        elif self._links.get(link.node) is link:
             self._forget(link)
 
     def forget(self, node: str) -> None:
         """Do not wait for it any more; unknown ones are passed over."""
         if (link := self._links.get(node)) is not None:
             self._forget(link)
+
+    def _can_be_spared(self, link: NodeLink) -> bool:
+        """Others serve all that it serves."""
+        names = {name for worker in link.workers.values() for name in worker.names}
+        return all(any(worker.state is WorkerState.READY for worker in self._registry.serving(name)) for name in names)
 
     def _forget(self, link: NodeLink) -> None:
         del self._links[link.node]
@@ -153,6 +178,11 @@ class NodeLink:
         self.hello: Hello | None = None
         self.workers: dict[str, RemoteWorker] = {}
         self.is_admitted = self.leaving = False
+        self.place = ""
+        self.kept_out = False
+        """It came and went: for a while its workers are not in rotation."""
+        self.in_since = 0.0
+        """Since when they are, or would be."""
         self.lost_at: float | None = None
         """Since when nothing is heard, on the loop's clock; None if all is well."""
         self._trouble = anyio.Event()
@@ -169,11 +199,21 @@ class NodeLink:
         """Return when the node is not heard, or the link is gone."""
         await self._trouble.wait()
 
-    def admitted(self) -> None:
+    def admitted(self, place: str, *, keep_out: bool) -> None:
         """For the fleet."""
+        self.place, self.kept_out = place, keep_out
+        self.in_since = asyncio.get_running_loop().time()
         self.is_admitted = True
         for worker in self.workers.values():
+            if keep_out:
+                worker.set_aside(UNSTEADY)
             self._fleet.list_worker(self, worker)
+
+    def let_back(self) -> None:
+        """For the fleet."""
+        self.kept_out, self.in_since = False, asyncio.get_running_loop().time()
+        if self.well:
+            self._caller.heard()
 
     def rest(self, pace_s: float) -> None:
         """Ping at this pace while nothing is under way here."""
@@ -205,7 +245,8 @@ class NodeLink:
     def heard(self) -> None:
         self.lost_at = None
         self._trouble = anyio.Event()
-        self._caller.heard()
+        if not self.kept_out:
+            self._caller.heard()
 
     def closed(self, reason: str) -> None:
         if self.lost_at is None:
@@ -247,6 +288,8 @@ class _NodesWorker(RemoteWorker):
 
     def stated(self, said: Statement) -> None:
         super().stated(said)
+        if self._node_link.kept_out:
+            self.set_aside(UNSTEADY)
         self.names, self.speed = said.names, said.speed
         if (listed_as := (self.names, self.adapters)) != self._listed_as:
             self._listed_as = listed_as

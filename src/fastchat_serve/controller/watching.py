@@ -193,7 +193,7 @@ class Watching:
         if (before := self._fleet.get(node)) is not None and before.well:
             link.link.abort("it is heard again over the link that there was")
             return before
-        self._fleet.admit(link)
+        self._fleet.admit(link, url)
         return link
 
 

@@ -94,12 +94,17 @@ class RemoteWorker(Watched):
     def lost(self) -> None:
         if self.state in (WorkerState.READY, WorkerState.DRAINING):
             logger.warning("Worker %s: %s", self.id, LOST)
+            self.set_aside(LOST)
+
+    def set_aside(self, reason: str) -> None:
+        """Use it no more until it is `found`."""
+        if self.state in (WorkerState.READY, WorkerState.DRAINING):
             self._before = self.state
-            self.state, self.reason = WorkerState.LOST, LOST
+            self.state, self.reason = WorkerState.LOST, reason
 
     def found(self) -> None:
         if self.state is WorkerState.LOST:
-            logger.warning("Worker %s is heard again.", self.id)
+            logger.warning("Worker %s is there again.", self.id)
             self.state, self.reason = self._before, ""
 
     def detached(self) -> None:
