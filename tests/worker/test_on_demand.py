@@ -278,7 +278,10 @@ async def test_one_in_a_process_is_loaded_and_its_process_is_gone_after_idle_tim
             await worker.wake()
             assert len(children()) == before + 1
             assert await answer(worker)
+            seen: set[WorkerState] = set()
+            worker.on_change = lambda: seen.add(worker.state)
             await until(lambda: worker.state is WorkerState.UNLOADED)
+            assert WorkerState.LOST not in seen
             assert len(children()) == before
             await worker.wake()
             assert await answer(worker)

@@ -134,6 +134,8 @@ class ProcessWorker(RemoteWorker):
     def stop(self) -> None:
         """End `run`. What is still under way is told so: `drain` before."""
         self._stopping = True
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.DRAINING
         self._over.set()
         self._opened.set()
 
@@ -162,6 +164,10 @@ class ProcessWorker(RemoteWorker):
         else:
             raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
 
+    @property
+    def _is_ending(self) -> bool:
+        return self._stopping
+
     def detached(self) -> None:
         super().detached()
         self._over.set()
@@ -174,7 +180,7 @@ class ProcessWorker(RemoteWorker):
         if self.state in (WorkerState.READY, WorkerState.DRAINING):
             self._loading.end(done=True)
             self._opened.set()
-            if self._refusing:
+            if self._refusing or self._stopping:
                 self.state = WorkerState.DRAINING
         elif self.state is WorkerState.FAILED:  # what broke in there is not mended in there
             self._back_in_s = 1.0

@@ -109,7 +109,7 @@ class RemoteWorker(Watched):
 
     def detached(self) -> None:
         self._caller = None
-        if self.state is not WorkerState.FAILED:
+        if self.state is not WorkerState.FAILED and not self._is_ending:
             self.state, self.reason = WorkerState.LOST, LOST
         self._others, self._engine_load = 0, EngineLoad()
         self.on_change()
@@ -222,6 +222,11 @@ class RemoteWorker(Watched):
         if self.state is not WorkerState.READY or self._caller is None or not self._is_linked:
             raise self._unavailable()
         return self._caller
+
+    @property
+    def _is_ending(self) -> bool:
+        """Its link is about to close, and nothing is lost by that."""
+        return False
 
     @property
     def _is_linked(self) -> bool:
