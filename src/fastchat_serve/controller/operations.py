@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -25,11 +25,13 @@ from fastchat_serve.errors import (
     StartupError,
     Unavailable,
 )
-from fastchat_serve.protocol.link import Obey
 from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.crew import Crew, Recipe
 from fastchat_serve.worker.memory import collect_garbage
-from fastchat_serve.worker.remote import RemoteWorker
+
+if TYPE_CHECKING:
+    from fastchat_serve.protocol.link import Obey
+    from fastchat_serve.worker.remote import RemoteWorker
 
 __all__ = ["Operation", "Operations"]
 
@@ -173,8 +175,7 @@ class Operations:
 
         def newcomers() -> list[Worker]:
             """Of that process; it says of them that they load before it says that it is done."""
-            workers = [worker for worker in self._registry.workers if worker.id not in before]
-            return [each for each in workers if isinstance(each, RemoteWorker) and each.is_beside(neighbour)]
+            return [worker for worker in neighbour.beside(self._registry.workers) if worker.id not in before]
 
         return self._begin(Operation(more=newcomers), lambda: neighbour.obey("load", table=table))
 
@@ -240,6 +241,8 @@ class Operations:
 
 
 def _elsewhere(worker: Worker) -> RemoteWorker:
+    from fastchat_serve.worker.remote import RemoteWorker  # most servers start without it, and sooner
+
     if not isinstance(worker, RemoteWorker):
         raise InvalidRequest(f"Worker {worker.id!r} is of another program; it is managed there.", param="worker")
     return worker

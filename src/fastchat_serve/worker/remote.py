@@ -7,6 +7,7 @@ rotation at once. The link may be another after a while: whoever opens links cal
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import anyio
@@ -24,7 +25,7 @@ from fastchat_serve.engine import (
 )
 from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable
 from fastchat_serve.protocol.link import Detokenize, Embed, LinkBroken, Load, Obey, Order, Statement, Tokenize, Wake
-from fastchat_serve.worker.base import LoadProgress, WorkerLoad, WorkerState
+from fastchat_serve.worker.base import LoadProgress, Worker, WorkerLoad, WorkerState
 from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.watched import Watched
 
@@ -202,9 +203,10 @@ class RemoteWorker(Watched):
             raise self._unavailable()
         await self._caller.call(None, lambda number: Obey(number, self.id, order, name, table), bool)
 
-    def is_beside(self, other: RemoteWorker) -> bool:
-        """Whether both are in one process."""
-        return self._caller is not None and self._caller is other._caller
+    def beside(self, workers: Iterable[Worker]) -> list[RemoteWorker]:
+        """Those of `workers` that are called through the same link, and so are in the same process."""
+        remote = [worker for worker in workers if isinstance(worker, RemoteWorker)]
+        return [worker for worker in remote if worker._caller is not None and worker._caller is self._caller]
 
     def expel(self, error: ServeError) -> None:
         """End everything of ours that is under way with `error`."""
