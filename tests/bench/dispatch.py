@@ -83,7 +83,7 @@ def _requests(count: int) -> list[GenerateRequest]:
     return [
         GenerateRequest(
             id=f"chatcmpl-{number:032x}",
-            prompt=ChatPrompt((Message(role="user", content=f"{random.randrange(PROMPTS):0600}"),)),
+            prompt=ChatPrompt((Message(role="user", content=f"{random.randrange(PROMPTS):03}" * 200),)),
             sampling=SamplingParams(max_tokens=200),
             session=f"session {random.randrange(SESSIONS)}",
         )

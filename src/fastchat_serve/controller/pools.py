@@ -209,8 +209,10 @@ _position = attrgetter("position")
 
 
 def _queue(member: Member) -> float:
-    return member.seen.queue_length / member.seen.speed if member.seen.speed > 0 else math.inf
+    seen = member.seen
+    return seen.queue_length / seen.speed if seen.speed > 0 else math.inf
 
 
 def _work(member: Member) -> float:
-    return member.seen.work / member.seen.speed if member.seen.speed > 0 else math.inf
+    seen = member.seen
+    return seen.work / seen.speed if seen.speed > 0 else math.inf
