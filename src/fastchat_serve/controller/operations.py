@@ -197,8 +197,9 @@ class Operations:
             operation.error = await _failure(work)
         finally:
             operation.over.set()
-        await anyio.lowlevel.checkpoint()  # what brings a failure here holds it until the loop turns
-        collect_garbage()  # and what failed to load is held by what it failed with
+        if operation.error is not None:  # what failed to load is held by what it failed with
+            await anyio.lowlevel.checkpoint()  # and that by what has brought it here, until the loop turns
+            collect_garbage()
 
     async def _all(self, operation: Operation, order: Literal["drain", "unload", "reload"]) -> None:
         workers = tuple(operation.workers)

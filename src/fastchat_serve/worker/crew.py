@@ -226,7 +226,8 @@ class Crew:
         if self._members.pop(worker_id, None) is not None:
             del self._workers[worker_id]
             self._on_go(worker_id)
-        collect_garbage()
+        if member.recipe.table.placement == "loop":
+            collect_garbage()
 
 
 class _Member:

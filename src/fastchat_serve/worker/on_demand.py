@@ -97,7 +97,8 @@ class OnDemandWorker(Watched):
                 except Exception as error:  # the boundary to foreign code
                     logger.exception("Worker %s could not be loaded.", self.id)
                     self._reason = f"It could not be loaded: {type(error).__name__}: {error}"
-                collect_garbage()
+                if self._table.placement == "loop":
+                    collect_garbage()
                 if self._reason:
                     await self._rest()
         finally:
