@@ -63,7 +63,7 @@ class Load:
         key: str = "",
         streams: int = 20,
         plain_per_s: float = 20.0,
-        words: int = 100,
+        words: int = 60,
         is_patient: bool = False,
     ) -> None:
         self._connected, self._key = connected, key

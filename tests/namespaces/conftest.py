@@ -64,7 +64,7 @@ class Hosts:
         urls = [each.url for each in controllers]
         return self.at(self.network.place(name), name, f'{cluster.api(*urls)}keys = ["{KEY}"]\n')
 
-    def worker(self, *controllers: Host, name: str = "worker", options: str = "delay_ms = 10", **more: str) -> Host:
+    def worker(self, *controllers: Host, name: str = "worker", options: str = "delay_ms = 20", **more: str) -> Host:
         urls = [each.url for each in controllers]
         config = cluster.worker(*urls, options=options, **more)
         return self.at(self.network.place(name), name, config)

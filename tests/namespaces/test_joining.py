@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 NOWHERE = "http://10.77.250.2:8000"
 """No host has that address."""
 ADVICE = "check server.host and server.port of this process, set worker.advertise"
-RETRIES_S = 3.0
+RETRIES_S = 2.5
 """In which a worker that is refused tries again a few times."""
 
 

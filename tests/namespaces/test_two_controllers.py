@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module")
 async def pair(hosts: Hosts) -> Pair:
     one, other = hosts.controller("c1"), hosts.controller("c2")
-    out = worker(one.url, other.url, more='reach = "out"', options="delay_ms = 10")
+    out = worker(one.url, other.url, more='reach = "out"', options="delay_ms = 20")
     behind_nat = hosts.at(hosts.network.place_behind_nat("inside"), "inside", out)
     pair = Pair(one, other, hosts.api(one, other), hosts.worker(one, other), behind_nat)
     await hosts.start(*pair)
