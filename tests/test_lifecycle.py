@@ -57,6 +57,9 @@ class Operator:
     async def ask(self, path: str, body: Any = None, method: str = "POST") -> httpx.Response:
         return await self._http.request(method, path, json=body)
 
+    async def send(self, path: str, body: bytes) -> httpx.Response:
+        return await self._http.post(path, content=body, headers={"content-type": "application/json"})
+
     async def told(self, path: str, body: Any = None) -> list[dict[str, Any]]:
         """All events of an operation."""
         reply = await self.ask(path, body)
@@ -193,6 +196,38 @@ async def test_a_mistake_in_the_table_is_told_by_its_key_before_anything_is_load
         assert (reply.status_code, error["param"]) == (400, param)
         assert message in error["message"]
         assert len(server.application.workers) == 1
+
+
+HOSTILE = [
+    b"",
+    b"[]",
+    b"null",
+    b"{",
+    b'"x"',
+    b'{"backend": ' + b"[" * 100 + b"]" * 100 + b"}",
+    b'{"backend": "gated", "names": "' + b"x" * 10_000 + b'"}',
+    b'{"backend": "../../etc/passwd"}',
+    b'{"backend": "gated", "options": []}',
+    b'{"backend": "gated", "options": {"raw": "zz"}}',
+    b'{"backend": "gated", "timeouts": {"queue_s": -1}}',
+    b'{"backend": "gated", "idle_unload_s": 0}',
+    b'{"name": "\\ud800", "model": "echo"}',
+    b'{"name": "", "model": "echo"}',
+    b'{"name": "' + b"x" * 1000 + b'", "model": "echo"}',
+    b'{"name": "x", "model": null}',
+    b'{"name": "x", "model": "none"}',
+]
+
+
+@pytest.mark.parametrize("path", ["models/load", "models/unload", "models/reload", "aliases"])
+async def test_s9_no_body_breaks_anything(serving, gate, path):
+    async with operated(serving, gate) as (server, operator):
+        for body in HOSTILE:
+            reply = await operator.send(f"/cluster/{path}", body)
+            assert reply.status_code in (400, 404), (body, reply.text)
+            assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+        assert [each.state for each in server.application.workers] == [WorkerState.READY]
+        assert await operator.models() == ["echo"]
 
 
 async def test_a_process_without_workers_says_where_to_load_instead(serving, gate):
