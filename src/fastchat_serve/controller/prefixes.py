@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Final
 
 from fastchat_serve.engine import ChatPrompt, GenerateRequest, TokenPrompt
@@ -87,11 +86,12 @@ def _blocks(request: GenerateRequest) -> Iterable[str | tuple[int, ...]]:
 def _beginning(prompt: ChatPrompt) -> str:
     """Of the conversation: tools first, as templates have them."""
     parts, left = [], MOST_BLOCKS * BLOCK
-    tools = (f"{tool.name}{tool.description}{tool.parameters}" for tool in prompt.tools)
-    messages = (f"\0{message.role}\0{message.text}" for message in prompt.messages)
-    for part in chain(tools, messages):
-        parts.append(part[:left])
-        left -= len(parts[-1])
+    if prompt.tools:
+        parts.append("".join(f"{tool.name}{tool.description}{tool.parameters}" for tool in prompt.tools)[:left])
+        left -= len(parts[0])
+    for message in prompt.messages:
         if left <= 0:
             break
-    return "".join(parts)
+        parts.append(f"\0{message.role}\0{message.text}")
+        left -= len(parts[-1])
+    return "".join(parts)[: MOST_BLOCKS * BLOCK]

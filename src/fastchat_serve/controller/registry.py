@@ -139,13 +139,14 @@ class Registry:
             member.seen = seen
             for each in served:
                 each.join(member)
-            return True
-        pools = [pool for each in served for pool in each.pools.values() if seen.kind in pool.kinds]
-        if seen.full == before.full:
+        elif seen.full == before.full:  # nearly always
             member.seen = seen
-            for pool in pools:
-                pool.standing(seen).change(member, before)
+            for each in served:
+                for pool in each.pools.values():
+                    if seen.kind in pool.kinds:
+                        pool.standing(seen).change(member, before)
         else:
+            pools = [pool for each in served for pool in each.pools.values() if seen.kind in pool.kinds]
             for pool in pools:
                 pool.standing(before).remove(member)
             member.seen = seen
