@@ -28,6 +28,13 @@ def test_an_infinite_timeout_is_none() -> None:
     assert timeouts.between_tokens_s == 5
 
 
+def test_a_worker_is_loaded_on_demand_if_it_is_loaded_late_or_unloaded_early() -> None:
+    assert not Worker(backend="echo").on_demand
+    assert Worker(backend="echo", load="first_request").on_demand
+    assert Worker(backend="echo", idle_unload_s=60).on_demand
+    assert not Worker(backend="echo", idle_unload_s=math.inf).on_demand
+
+
 def test_tables_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Server().port = 1  # type: ignore[misc]
