@@ -37,7 +37,7 @@ names = ["m"]
 placement = "process"
 options = {{ {options} }}
 """
-ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 2')
+ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 20')
 HF = PAIR.format(backend="hf", model='model = "demo"', options='device = "cpu", dtype = "float32"')
 LOADING_S = 60.0
 

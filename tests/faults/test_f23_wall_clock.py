@@ -19,6 +19,7 @@ SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.p
 
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 TIME_STAMPS = {
+    "controller/dispatcher.py": "when a worker was chosen, for `explain`",
     "controller/registry.py": "when a model was first listed",
     "routes/openai/chat.py": "`created` of a reply",
     "routes/openai/completions.py": "`created` of a reply",

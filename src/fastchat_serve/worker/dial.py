@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -225,7 +226,9 @@ class _Handshake(asyncio.Protocol):
         return f"{self._url} refuses: {said}"
 
 
-_WANTED: Final = {CALL: "a process with workers", NODE: "a controller or an API", WATCH: "a controller"}
+_WANTED: Final = MappingProxyType(
+    {CALL: "a process with workers", NODE: "a controller or an API", WATCH: "a controller"}
+)
 
 
 def _length(head: bytes) -> int:

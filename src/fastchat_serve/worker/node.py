@@ -24,7 +24,7 @@ from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.host import Host, Manage
 from fastchat_serve.worker.link import Link
 
-__all__ = ["PATIENCE_S", "Hosting", "Node"]
+__all__ = ["PATIENCE_S", "Hosting", "Node", "Notice"]
 
 logger = logging.getLogger(__name__)
 
