@@ -129,6 +129,16 @@ async def test_a_host_that_is_not_known_is_told_of() -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["http://[", "http://a:b", "http://a:99999", "http://a..b", f"http://{'a' * 64}", "https://a..b"]
+)
+async def test_what_is_no_address_is_told_of_and_breaks_nothing(url: str) -> None:
+    """Other processes name addresses, too."""
+    assert "is no address" in await problem(url)
+    with pytest.raises(DialError, match="is no address"):
+        await resolve(url)
+
+
+@pytest.mark.parametrize(
     ("url", "found"), [("http://127.0.0.1:1", ("127.0.0.1",)), ("http://[::1]:1", ("::1",))], ids=["IPv4", "IPv6"]
 )
 async def test_an_address_stands_for_itself(url: str, found: tuple[str, ...]) -> None:

@@ -169,7 +169,10 @@ def contract_problem(hello: Hello) -> str:
 
 @lru_cache(maxsize=4096)
 def _is_loopback(url: str) -> bool:
-    return _is_loopback_host(urlsplit(url).hostname or "")
+    try:
+        return _is_loopback_host(urlsplit(url).hostname or "")
+    except ValueError:  # it is no URL, and cannot be dialled either
+        return False
 
 
 @lru_cache(maxsize=4096)

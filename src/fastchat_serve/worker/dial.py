@@ -80,16 +80,18 @@ class Backoff:
 
 async def resolve(url: str) -> tuple[str, ...]:
     """All IP addresses of a URL's host: a name may stand for several processes. Raises `DialError`."""
-    host = urlsplit(url).hostname or ""
+    host, port, _ = _parts(url)
     with suppress(ValueError):
         return (str(ip_address(host)),)
     try:
         async with asyncio.timeout(DIAL_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, _port(url), type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except TimeoutError:
         raise DialError(f"the name server does not answer for {host!r}") from None
     except OSError as error:
         raise DialError(f"there is no host {host!r} ({error.strerror or error})") from None
+    except ValueError:
+        raise _no_address(url) from None
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -105,16 +107,15 @@ async def dial(
     Raises:
         DialError: There is no link.
     """
-    parts = urlsplit(url)
-    tls = parts.scheme == "https"
-    host, loop = parts.hostname or "", asyncio.get_running_loop()
+    host, port, tls = _parts(url)
+    loop = asyncio.get_running_loop()
     handshake = _Handshake(url, path, protocol, credentials)
     try:
         async with asyncio.timeout(DIAL_S):
             await loop.create_connection(
                 lambda: handshake,
                 at or host,
-                _port(url),
+                port,
                 ssl=(credentials.tls or ssl.create_default_context()) if tls else None,
                 server_hostname=host if tls else None,
             )
@@ -133,13 +134,24 @@ async def dial(
         raise DialError(f"there is no host {host!r} ({error.strerror})") from None
     except OSError as error:
         raise DialError(f"{url} cannot be reached ({error.strerror or error})") from None
+    except ValueError:  # such as a host that is no name in DNS
+        raise _no_address(url) from None
     finally:
         handshake.give_up()
 
 
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
+def _parts(url: str) -> tuple[str, int, bool]:
+    """Host, port, and whether it is TLS. Other processes name URLs, too, and may name anything: raises `DialError`."""
+    try:
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        return parts.hostname or "", parts.port or (443 if tls else 80), tls
+    except ValueError:
+        raise _no_address(url) from None
+
+
+def _no_address(url: str) -> DialError:
+    return DialError(f"{url!r} is no address that can be dialled")
 
 
 class _Handshake(asyncio.Protocol):
