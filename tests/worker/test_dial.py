@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +12,7 @@ import anyio
 import pytest
 
 from fastchat_serve.worker import dial as module
-from fastchat_serve.worker.dial import CALL, NODE, UPGRADE, Backoff, Credentials, DialError, dial, resolve
+from fastchat_serve.worker.dial import CALL, NODE, UPGRADE, Backoff, Credentials, DialError, dial, resolve, system_tls
 from tests.worker.every_worker import until
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +83,25 @@ async def test_what_comes_with_the_agreement_is_handed_over(parts: tuple[bytes, 
         taking.transport.abort()
 
 
+async def test_a_link_that_was_made_too_late_for_whoever_dialled_is_ended() -> None:
+    """Nobody would know of it, and at the other end it would count as well for ever."""
+    gone = anyio.Event()
+
+    class Late(Taking):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            dialling.cancel()  # as its time limit does when it is over at this very moment
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            gone.set()
+
+    async with saying(AGREES) as (url, _):
+        dialling = asyncio.ensure_future(dial(url, CALL, Late, NOBODY))
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        with anyio.fail_after(10):
+            await gone.wait()
+
+
 async def test_it_shows_who_it_is_and_what_it_wants() -> None:
     taking = Taking()
     async with saying(AGREES) as (url, heads):
@@ -143,6 +164,23 @@ async def test_what_is_no_address_is_told_of_and_breaks_nothing(url: str) -> Non
 )
 async def test_an_address_stands_for_itself(url: str, found: tuple[str, ...]) -> None:
     assert await resolve(url) == found
+
+
+async def test_the_systems_authorities_are_loaded_once_and_not_by_the_event_loop(monkeypatch) -> None:
+    """That takes some 0.1 s: all would stand still at every attempt."""
+    loading_threads: list[int] = []
+
+    def load() -> ssl.SSLContext:
+        loading_threads.append(threading.get_ident())
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(ssl, "create_default_context", load)
+    system_tls.cache_clear()
+    for _ in range(3):
+        assert "nothing listens" in await problem("https://127.0.0.1:1")
+    system_tls.cache_clear()
+    assert len(loading_threads) == 1
+    assert loading_threads[0] != threading.get_ident()
 
 
 def test_it_is_dialled_again_soon_and_then_about_once_a_second() -> None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final
@@ -23,7 +24,19 @@ from msgspec import Struct
 from fastchat_serve.protocol.link import VERSION
 from fastchat_serve.protocol.openai import ErrorEnvelope
 
-__all__ = ["CALL", "DIAL_S", "NODE", "UPGRADE", "WATCH", "Backoff", "Credentials", "DialError", "dial", "resolve"]
+__all__ = [
+    "CALL",
+    "DIAL_S",
+    "NODE",
+    "UPGRADE",
+    "WATCH",
+    "Backoff",
+    "Credentials",
+    "DialError",
+    "dial",
+    "resolve",
+    "system_tls",
+]
 
 CALL: Final = "/cluster/call"
 """Dialled by whoever calls workers, where they are."""
@@ -109,6 +122,7 @@ async def dial(
     """
     host, port, tls = _parts(url)
     loop = asyncio.get_running_loop()
+    context = (credentials.tls or await asyncio.to_thread(system_tls)) if tls else None
     handshake = _Handshake(url, path, protocol, credentials)
     try:
         async with asyncio.timeout(DIAL_S):
@@ -116,10 +130,11 @@ async def dial(
                 lambda: handshake,
                 at or host,
                 port,
-                ssl=(credentials.tls or ssl.create_default_context()) if tls else None,
+                ssl=context,
                 server_hostname=host if tls else None,
             )
             await handshake.done
+            handshake.let_go()
     except TimeoutError:
         raise DialError(
             f"{url} does not answer within {DIAL_S:g} s (is that address right, and the way open?)"
@@ -138,6 +153,12 @@ async def dial(
         raise _no_address(url) from None
     finally:
         handshake.give_up()
+
+
+@cache
+def system_tls() -> ssl.SSLContext:
+    """What Python trusts by default: to load it takes some 0.1 s."""
+    return ssl.create_default_context()
 
 
 def _parts(url: str) -> tuple[str, int, bool]:
@@ -163,8 +184,12 @@ class _Handshake(asyncio.Protocol):
         self._reply = bytearray()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def let_go(self) -> None:
+        """It was handed over, and whoever dialled knows that."""
+        self._transport = None
+
     def give_up(self) -> None:
-        """Unless it was handed over, end the connection."""
+        """Unless it was let go, end the connection."""
         if self._transport is not None:
             self._transport.abort()
         if not self.done.cancel() and not self.done.cancelled():
@@ -211,13 +236,12 @@ class _Handshake(asyncio.Protocol):
             self._fail(f"{self._url} closed the connection without an answer (is it https:// there?)")
 
     def _hand_over(self, rest: bytes) -> None:
-        transport, self._transport = self._transport, None
-        if transport is None or self.done.done():
+        if self._transport is None or self.done.done():
             return
         protocol = self._protocol()
-        transport.set_protocol(protocol)
+        self._transport.set_protocol(protocol)
         self.done.set_result(None)
-        protocol.connection_made(transport)
+        protocol.connection_made(self._transport)
         if rest:
             protocol.data_received(rest)
 
