@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -114,6 +115,37 @@ async def test_g10_a_controller_that_is_gone_costs_no_request_and_one_that_is_ba
             await serves(back, 2)
             assert await answer(front) == "to be or not"
             assert states(front) == ["ready", "ready"]
+
+
+async def test_a_controller_that_is_gone_is_not_dialled_in_a_storm(serving, free_port):
+    """By a worker that it has listed before."""
+    arrivals = 0
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrivals
+        arrivals += 1
+        writer.close()
+
+    url = f"http://127.0.0.1:{free_port}"
+    async with serving(worker(url)):
+        async with serving(controller(), port=free_port) as there:
+            await serves(there)
+        async with await asyncio.start_server(close, "127.0.0.1", free_port):
+            await asyncio.sleep(3.0)
+    assert 2 <= arrivals <= 12
+
+
+async def test_a_worker_whose_links_end_as_soon_as_they_are_made_is_not_dialled_in_a_storm(serving):
+    async with split(serving) as (_, front, back):
+        before = back.application.links.node.hello("").incarnation
+        with anyio.move_on_after(3.0):
+            while True:
+                await until(lambda: bool(back.application.links.node.links), JOIN_S)
+                for link in back.application.links.node.links:
+                    link.abort("the test cuts it")
+        made = back.application.links.node.hello("").incarnation - before
+        assert 6 <= made <= 40, "by the controller, for its proof, and by the API"
+        await serves(front)
 
 
 async def test_with_two_controllers_either_is_enough(serving):

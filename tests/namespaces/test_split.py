@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+import anyio
 import pytest
 
 from tests.cluster import TOKEN
@@ -87,6 +88,18 @@ async def test_f3_a_worker_that_is_frozen_is_out_within_two_seconds_and_what_it_
     assert gone_s < SOON_S
     assert back_s < SOON_S
     assert load.longest_wait_s < SOON_S + 1.0
+
+
+async def test_f3_an_api_that_is_frozen_for_three_seconds_goes_on_where_it_was(hosts, split):
+    """For its workers it is silent meanwhile, and they wait for it."""
+    load = hosts.load(split.api)
+    async with load.running():
+        await load.is_at_work()
+        split.api.role.pause()
+        await anyio.sleep(3.0)
+        split.api.role.go_on()
+        await load.is_at_work()
+    assert load.errors == {}
 
 
 async def test_f4_an_api_that_is_killed_leaves_no_slot_taken(hosts, split):

@@ -101,9 +101,10 @@ class Watching:
             except DialError as error:
                 self._complaints.say(f"No controller at {url}", str(error))
             else:
+                began = anyio.current_time()
                 await watcher.link.wait_closed()
                 if watcher.listed:
-                    backoff.reset()
+                    backoff.lasted(anyio.current_time() - began)
                 self._complaints.say(f"The controller at {url} is not heard any more", watcher.link.reason)
             await anyio.sleep(backoff.wait_s())
         for node in self._listings.pop((url, at)):
@@ -162,8 +163,9 @@ class Watching:
                     # A silent one is not waited for: if the way was cut, it may be long until TCP tries again there.
                     link = await self._dial(node, *where)
                 if link is not None:
+                    began = anyio.current_time()
                     await link.wait_unwell()
-                    backoff.reset()
+                    backoff.lasted(anyio.current_time() - began)
                     self._complaints.forget(_about(node))
                 with anyio.move_on_after(backoff.wait_s()):
                     await self._dialled[node].wait()

@@ -85,6 +85,11 @@ class Backoff:
         """It worked."""
         self._next_s = self.FIRST_S
 
+    def lasted(self, seconds: float) -> None:
+        """It worked for so long: who closes as soon as it is dialled is not dialled again at once."""
+        if seconds >= self.MOST_S:
+            self.reset()
+
     def wait_s(self) -> float:
         wait_s = self._next_s
         self._next_s = min(2 * self._next_s, self.MOST_S)

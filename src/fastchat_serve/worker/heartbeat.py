@@ -132,10 +132,11 @@ class Membership:
                     # A silent link is not waited for: if the way was cut, it may be long until TCP tries again there.
                     # Nor is it given up before there is another: if the other end was frozen, it goes on over it.
                     joining = await self._dial(url, at, joining)
-                if joining is not None:
+                if joining is not None and joining.well:
+                    began = anyio.current_time()
                     await joining.wait_unwell()
                     if joining.welcome:
-                        backoff.reset()
+                        backoff.lasted(anyio.current_time() - began)
                 await anyio.sleep(backoff.wait_s())
         finally:
             self._kept.discard((url, at))
