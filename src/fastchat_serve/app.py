@@ -95,6 +95,7 @@ class Application:
         siblings: Siblings | None = None,
     ) -> None:
         self.config, self._siblings = config, siblings
+        self._parent = os.getppid()  # who leads us, if we have siblings; another takes its place if it dies
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
         self.registry = Registry()
@@ -312,7 +313,8 @@ class Application:
 
     def _ask_to_drain(self) -> None:
         """All processes behind our port, as if a supervisor did."""
-        os.kill(os.getpid() if self._siblings is None else os.getppid(), signal.SIGTERM)
+        leads_us = self._siblings is not None and os.getppid() == self._parent
+        os.kill(self._parent if leads_us else os.getpid(), signal.SIGTERM)
 
     def _list(self, worker: OwnWorker) -> None:
         """It has come, or calls itself otherwise than before."""
