@@ -135,6 +135,44 @@ async def test_a_frame_of_which_something_was_lost_ends_the_link_although_more_i
         assert "silent" not in caller.told
 
 
+async def test_who_speaks_and_does_not_read_loses_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "UNREAD_S", 0.2)
+    host, (ours, theirs) = End(), socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with theirs:
+        _, hosting = await loop.create_unix_connection(lambda: Link(list[FromCaller], host), sock=ours)
+        hosting.pace(0.02)
+        with anyio.fail_after(10):
+            while hosting.open:
+                hosting.send(Text(1, "x" * 5000))
+                theirs.send(frame([Ping()]))
+                await anyio.sleep(0.02)
+        assert hosting.reason == "the other end does not read"
+        assert "silent" not in host.told
+
+
+async def test_who_is_frozen_while_much_is_sent_to_it_reads_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "UNREAD_S", 0.2)
+    host, (ours, theirs) = End(), socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with theirs:
+        transport, hosting = await loop.create_unix_connection(lambda: Link(list[FromCaller], host), sock=ours)
+        hosting.pace(0.02)
+        hosting.send(Text(1, "x" * 5_000_000))
+        frozen_since = loop.time()
+        await until(lambda: loop.time() - frozen_since > 0.5)
+        assert host.told == ["opened", "silent"]
+        theirs.send(frame([Ping()]))
+        with anyio.fail_after(10):
+            while transport.get_write_buffer_size():
+                await loop.sock_recv(theirs, 1 << 16)
+        assert hosting.open
+        hosting.abort("the test is over")
+
+
 def test_a_pace_that_nobody_could_keep_is_no_message() -> None:
     body = msgspec.msgpack.encode(Pace(0.0))
     with pytest.raises(msgspec.ValidationError):

@@ -36,6 +36,9 @@ FRAME_S: Final = 2.0
 _LEAST_BYTES_PER_S: Final = 10_000
 """Of a way that is still one."""
 
+UNREAD_S: Final = 10.0
+"""How long who speaks may read nothing of what is sent to it. Whoever is silent is its owner's business."""
+
 S = TypeVar("S")
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
@@ -82,6 +85,9 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._is_silent = False
         self._frames, self._frame_since = 0, self._heard_at
         """How many were complete when it was looked last, and since when the next one is awaited."""
+        self._sent_bytes = self._taken_bytes = 0
+        self._taken_since = self._heard_at
+        """Since when the other end has taken no more than that of it."""
         self.reason = ""
         """Why it ended, or is ending."""
         self._gone = asyncio.Event()
@@ -221,6 +227,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._spoke_at = self._loop.time()
         try:
             for frame in frames(messages):
+                self._sent_bytes += len(frame)
                 self._transport.write(frame)
         except LinkBroken as error:
             self._break(error)
@@ -233,8 +240,12 @@ class Link(asyncio.Protocol, Generic[S, R]):
         if silent and self.reason and self._transport is not None:
             self._transport.abort()  # nobody reads the last words
             return
-        if self._is_stuck(now, is_heard=in_time and not silent):
+        is_heard = in_time and not silent
+        if self._is_stuck(now, is_heard=is_heard):
             self._break(LinkBroken("a frame does not become complete"))
+            return
+        if self._is_unread(now, is_heard=is_heard):
+            self._break(LinkBroken("the other end does not read"))
             return
         if now - self._spoke_at >= ping_s:
             self._post(Ping())
@@ -250,6 +261,15 @@ class Link(asyncio.Protocol, Generic[S, R]):
         if not is_heard or not reader.incomplete_bytes or reader.frames != self._frames:
             self._frames, self._frame_since = reader.frames, now
         return now - self._frame_since > FRAME_S + reader.incomplete_bytes / _LEAST_BYTES_PER_S
+
+    def _is_unread(self, now: float, *, is_heard: bool) -> bool:
+        """The other end speaks and does not listen: what is for it would pile up here without end."""
+        assert self._transport is not None
+        waiting = self._transport.get_write_buffer_size()
+        taken = self._sent_bytes - waiting
+        if not is_heard or not waiting or taken != self._taken_bytes:
+            self._taken_bytes, self._taken_since = taken, now
+        return now - self._taken_since > UNREAD_S
 
 
 def _host_of(transport: asyncio.Transport | None, end: str) -> str:
