@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+from fastchat_serve.controller.fleet import LEASE_S
 from fastchat_serve.controller.table import Table
 from fastchat_serve.protocol.link import LinkBroken
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Watch
@@ -47,27 +49,37 @@ class _End:
     def __init__(self, watchers: Watchers, table: Table, choosing: Choosing) -> None:
         self._watchers, self._table, self._choosing = watchers, table, choosing
         self.link: Link[FromController, FromWatcher] = Link(list[FromWatcher], self)
+        self._is_watching = False
+        self._patience: asyncio.TimerHandle | None = None
+        """While it is silent."""
 
     def opened(self) -> None:
         """The watcher speaks first."""
 
     def receive(self, messages: Sequence[FromWatcher]) -> None:
         for message in messages:
-            if not isinstance(message, Watch):
+            if not isinstance(message, Watch) or self._is_watching:
                 raise LinkBroken(f"nothing can be done here with a message {type(message).__name__}")
+            self._is_watching = True
             self._watchers.add(self, message.address or self._seen_at(message))
             self.link.send(self._choosing)
             self.link.send(self._table.watch(self._tell))
 
     def silent(self) -> None:
-        """It keeps what it was told, and dials anew if the link is broken."""
+        """What is new piles up for it, and nodes that dial out look for it: not for longer than a node's lease."""
+        self._patience = asyncio.get_running_loop().call_later(LEASE_S, self.link.abort, "it is silent")
 
     def heard(self) -> None:
-        """It goes on."""
+        self._end_patience()
 
     def closed(self, reason: str) -> None:
+        self._end_patience()
         self._table.unwatch(self._tell)
         self._watchers.discard(self)
+
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
 
     def _tell(self, change: Joined | Left) -> None:
         self.link.send(change)
