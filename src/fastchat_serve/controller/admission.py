@@ -55,9 +55,10 @@ class Admission:
         self._fleet, self._table, self._credentials = fleet, table, credentials
         self._complaints = Complaints()
         self._callers: tuple[str, ...] = ()
-        self._dialling: list[NodeLink] = []
-        """Those that want to know of the callers."""
+        self._dialling: dict[str, NodeLink] = {}
+        """Those that want to know of the callers, by node."""
         self._tasks: TaskGroup | None = None
+        fleet.on_left.append(self._forget)
         if table is not None:
             fleet.on_left.append(table.remove)
 
@@ -75,8 +76,7 @@ class Admission:
     def name_callers(self, urls: Iterable[str]) -> None:
         """Who else wants to call nodes that cannot be dialled."""
         self._callers = tuple(urls)
-        self._dialling = [link for link in self._dialling if link.link.open]
-        for link in self._dialling:
+        for link in self._dialling.values():
             link.link.send(Callers(self._callers))
 
     # -------------------------------------------------------------------------------------------------
@@ -113,8 +113,11 @@ class Admission:
         if hello.address:
             link.link.send(Welcome())
         else:
-            self._dialling.append(link)
+            self._dialling[hello.node] = link
             link.link.send(Welcome(self._callers))
+
+    def _forget(self, node: str) -> None:
+        self._dialling.pop(node, None)
 
     def _at_once(self, link: NodeLink, hello: Hello) -> Rejected | None:
         """What can be said against it without asking anybody."""
