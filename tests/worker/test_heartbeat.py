@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
+
 import pytest
 
 from fastchat_serve.worker.heartbeat import Complaints
@@ -37,3 +40,20 @@ def test_what_went_well_in_between_is_complained_of_anew(caplog: pytest.LogCaptu
     complaints.forget("No controller")
     complaints.say("No controller", "nothing listens there")
     assert len(caplog.records) == 2
+
+
+def test_what_nobody_complains_of_any_more_is_forgotten(caplog: pytest.LogCaptureFixture):
+    """Nodes have a new id each time they start."""
+    caplog.set_level(logging.ERROR)  # else the log remembers them
+
+    class Remembered(str):
+        """A string that can be watched."""
+
+    clock, said = Clock(), []
+    complaints = Complaints(clock)
+    for clock.now in range(0, 600, 10):
+        about = Remembered(f"Node {clock.now} cannot be called")
+        said.append(weakref.ref(about))
+        complaints.say(about, "nothing listens there")
+        del about
+    assert sum(about() is not None for about in said) <= 12, "those of two minutes at most"

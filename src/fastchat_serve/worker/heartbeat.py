@@ -9,6 +9,7 @@ controllers say who else wants to call, and they are dialled likewise.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -39,17 +40,30 @@ class Complaints:
         self._clock = clock
         self._said: dict[str, dict[str, float]] = {}
         """When each problem was said, by what it is about: some come by turns."""
+        self._swept_at = clock()
 
     def say(self, about: str, problem: str) -> None:
         now = self._clock()
-        lately = {other: at for other, at in self._said.get(about, {}).items() if now - at < _AGAIN_S}
-        if problem not in lately:
+        if now - self._swept_at >= _AGAIN_S:
+            self._sweep(now)
+        said = self._said.setdefault(about, {})
+        if now - said.get(problem, -math.inf) >= _AGAIN_S:
+            said[problem] = now
             logger.warning("%s: %s", about, problem)
-        self._said[about] = {problem: now} | lately
 
     def forget(self, about: str) -> None:
         """It went well."""
         self._said.pop(about, None)
+
+    def _sweep(self, now: float) -> None:
+        """Of most that it was about, such as processes that are gone for good, nothing is said again."""
+        self._swept_at = now
+        for about, said in list(self._said.items()):
+            lately = {problem: at for problem, at in said.items() if now - at < _AGAIN_S}
+            if lately:
+                self._said[about] = lately
+            else:
+                del self._said[about]
 
 
 async def look_up(url: str, found: Callable[[str, tuple[str, ...]], None], complaints: Complaints) -> None:
