@@ -18,6 +18,7 @@ from fastchat_serve import cluster
 from fastchat_serve.server import HttpServer
 from fastchat_serve.worker import heartbeat
 from fastchat_serve.worker.base import WorkerState
+from fastchat_serve.worker.dial import Backoff
 from tests.cluster import TOKEN, api, controller, worker
 from tests.conftest import Serving
 from tests.end_to_end.waiting import until
@@ -211,6 +212,37 @@ async def test_a_worker_that_dials_out_keeps_its_links_while_its_controller_star
                 for _ in range(200):  # past the moment when the new controller knows no API process
                     assert "error" not in await anext(lines)
         assert states(front) == ["ready"]
+
+
+async def test_a_worker_that_dials_out_looks_no_more_for_whom_a_controller_named_that_is_no_more(
+    serving, free_port, monkeypatch
+):
+    leads_to = ["127.0.0.1"]
+
+    async def resolve(url: str) -> tuple[str, ...]:
+        return tuple(leads_to)
+
+    monkeypatch.setattr(heartbeat, "resolve", resolve)
+    monkeypatch.setattr(heartbeat, "RESOLVE_S", 0.05)
+    name = f"http://controllers.example:{free_port}"
+    dialled = anyio.Event()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.set()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as gone:
+        advertised = f'advertise = "http://127.0.0.1:{gone.sockets[0].getsockname()[1]}"\n'
+        async with serving(worker(name, more='reach = "out"')):
+            async with serving(controller(), port=free_port) as there, serving(api(there.url) + advertised):
+                with anyio.fail_after(JOIN_S):
+                    await dialled.wait()
+            leads_to[:] = ["127.0.0.2"]
+            with anyio.fail_after(2 * JOIN_S):
+                while dialled.is_set():
+                    dialled = anyio.Event()
+                    with anyio.move_on_after(2 * Backoff.MOST_S):
+                        await dialled.wait()
 
 
 async def test_an_api_beside_the_controller_calls_nodes_as_well_as_its_own_workers(serving):

@@ -154,6 +154,7 @@ class Membership:
                 await anyio.sleep(backoff.wait_s())
         finally:
             self._kept.discard((url, at))
+            self._callers.pop((url, at), None)
 
     async def _dial(self, url: str, at: str, before: _Joining | None) -> _Joining | None:
         """A new link in place of the one `before`, which stays if there is none or if it is well by then."""
