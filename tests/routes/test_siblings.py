@@ -45,3 +45,14 @@ def test_counters_and_histograms_are_added_up_and_of_gauges_the_largest_counts()
     assert "took_seconds_sum 4.5" in lines
     assert 'ready{worker="w"} 1.0' in lines
     assert "# TYPE took_seconds histogram" in lines
+
+
+def test_what_all_of_them_see_of_one_worker_is_not_added_up() -> None:
+    text = """
+# HELP restarts_total Restarts.
+# TYPE restarts_total counter
+restarts_total{model="a",worker="w"} %s
+"""
+    lines = merged([text % 2, text % 3, text % 3]).decode().splitlines()
+
+    assert 'restarts_total{model="a",worker="w"} 3.0' in lines

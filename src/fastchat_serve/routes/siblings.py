@@ -1,7 +1,7 @@
 """Processes that share a port: whichever of them is asked for metrics answers for all.
 
-Counters and histograms are added up. Of gauges the largest counts: they tell of workers, which all of them see, or of
-the event loop that is worst off.
+Counters and histograms are added up. Of gauges the largest counts, and of whatever tells of a single worker: all of
+them see the same workers, and of event loops that which is worst off is of interest.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _ALONE: Final = "x-fastchat-alone"
 """The header of a request that is for one process only."""
+
+_WORKER: Final = "worker"
+"""The label of what all of them tell of the same worker."""
 
 ANSWER_S: Final = 2.0
 """How long a sibling may take; without its answer the others' is given."""
@@ -99,7 +102,7 @@ def merged(texts: Iterable[str]) -> bytes:
             found = values.setdefault(family.name, {})
             for sample in family.samples:
                 of = sample.name, tuple(sorted(sample.labels.items()))
-                if family.type == "gauge" or sample.name.endswith("_created"):
+                if family.type == "gauge" or _WORKER in sample.labels or sample.name.endswith("_created"):
                     found[of] = max(found.get(of, sample.value), sample.value)
                 else:
                     found[of] = found.get(of, 0.0) + sample.value
