@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from typing import Final, Self
 
 from tests.end_to_end.raw import Connection
 
-__all__ = ["Network", "Place", "why_not"]
+__all__ = ["Network", "Place", "why_no_nat", "why_not"]
 
 _CLONE_NEWNET: Final = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +38,11 @@ def why_not() -> str:
     except subprocess.CalledProcessError as error:
         return f"no network namespace can be made here: {error.stderr.strip()}"
     return ""
+
+
+def why_no_nat() -> str:
+    """Why no place can be behind NAT; empty if one can."""
+    return "" if shutil.which("iptables") else "NAT needs iptables, which is not installed"
 
 
 class Place:

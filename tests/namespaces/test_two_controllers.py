@@ -10,7 +10,7 @@ import pytest
 from tests.cluster import TOKEN, worker
 from tests.faults.load import BROKEN
 from tests.namespaces.conftest import Host, Hosts
-from tests.namespaces.network import Network
+from tests.namespaces.network import Network, why_no_nat
 from tests.namespaces.test_split import HARDLY_S, SOON_S
 
 pytestmark = pytest.mark.anyio
@@ -26,6 +26,8 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def pair(hosts: Hosts) -> Pair:
+    if reason := why_no_nat():
+        pytest.skip(reason)
     one, other = hosts.controller("c1"), hosts.controller("c2")
     out = worker(one.url, other.url, more='reach = "out"', options="delay_ms = 20")
     behind_nat = hosts.at(hosts.network.place_behind_nat("inside"), "inside", out)
