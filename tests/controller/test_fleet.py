@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from fastchat_serve.controller import damping
 from fastchat_serve.controller import fleet as module
 from fastchat_serve.controller.fleet import Fleet, NodeLink
 from fastchat_serve.controller.registry import Registry
@@ -159,6 +160,22 @@ async def test_a_node_that_comes_back_takes_the_place_of_its_former_self(fleet, 
         assert not before.link.link.open
 
 
+async def test_to_be_silent_is_no_life_a_machine_that_dies_at_once_each_time_is_kept_out(fleet, registry, monkeypatch):
+    """Its links do not break: they are given up long after."""
+    monkeypatch.setattr(damping, "STEADY_S", 0.5)
+    monkeypatch.setattr(module, "LEASE_S", 0.6)
+    for _ in range(damping.FREE + 1):
+        async with node(fleet) as there:
+            link = await there.joins()
+            link.link.pace(0.02)
+            await until(lambda link=link: link.lost_at is not None)
+            while fleet.get("node") is link:
+                fleet.look()
+                await anyio.sleep(0.01)
+    async with node(fleet) as there:
+        assert (await there.joins()).kept_out
+
+
 async def test_many_links_that_have_nothing_to_do_are_pinged_less_often(fleet, monkeypatch):
     monkeypatch.setattr(module, "PINGS_PER_S", 1)
     async with node(fleet) as one, node(fleet) as other:
@@ -168,3 +185,16 @@ async def test_many_links_that_have_nothing_to_do_are_pinged_less_often(fleet, m
         fleet.look()
         assert one.link.link.ping_s > PING_S
         one.says(Ping())
+
+
+async def test_when_most_nodes_have_left_the_others_are_pinged_more_often_again(fleet, monkeypatch):
+    monkeypatch.setattr(module, "PINGS_PER_S", 1)
+    async with node(fleet) as one:
+        await one.joins(Hello("one", 1, 1, "0"))
+        async with node(fleet) as other:
+            await other.joins(Hello("other", 1, 1, "0"))
+            fleet.look()
+            assert one.link.link.ping_s == 2.0
+        fleet.forget("other")
+        fleet.look()
+        assert one.link.link.ping_s == 1.0

@@ -75,6 +75,7 @@ class Fleet:
     def look(self) -> None:
         """Forget who has been silent for longer than its lease, and rest links that have nothing to do."""
         now = asyncio.get_running_loop().time()
+        self._set_pace()
         for link in list(self._links.values()):
             if link.lost_at is not None and now - link.lost_at > LEASE_S:
                 logger.warning("Node %s is forgotten: it was not heard for %g s.", link.node, LEASE_S)
@@ -97,7 +98,6 @@ class Fleet:
         """
         previous = self._links.get(link.node)
         self._links[link.node] = link
-        self._set_pace()
         out_s = self._damping.until(place or link.node) - asyncio.get_running_loop().time()
         if out_s > 0:
             self._complaints.say(f"Node at {place}", f"it comes and goes, and is kept out for up to {MOST_S:g} s")
@@ -131,7 +131,8 @@ class Fleet:
     def lose(self, link: NodeLink) -> None:
         """Its link is gone: whoever said before that it was leaving is not waited for."""
         if not link.leaving:
-            self._damping.lost(link.place, asyncio.get_running_loop().time(), since=link.in_since)
+            assert link.lost_at is not None
+            self._damping.lost(link.place, link.lost_at, since=link.in_since)
         elif self._links.get(link.node) is link:
             self._forget(link)
 
@@ -157,7 +158,7 @@ class Fleet:
         link.link.abort("it is not wanted any more")
 
     def _set_pace(self) -> None:
-        """In steps, so that not every newcomer changes it for all."""
+        """In steps, so that not everyone who comes or goes changes it for all."""
         wanted_s = max(PING_S, len(self._links) / PINGS_PER_S)
         if not self._pace_s / 2 < wanted_s < self._pace_s * 2:
             self._pace_s = wanted_s
