@@ -27,7 +27,7 @@ from fastchat_serve.controller.registry import Registry
 from fastchat_serve.controller.table import Table
 from fastchat_serve.controller.watchers import Watchers
 from fastchat_serve.controller.watching import LEARN_S, Watching
-from fastchat_serve.errors import Forbidden, InvalidRequest, ServeError
+from fastchat_serve.errors import Forbidden, InvalidRequest, ServeError, Unavailable
 from fastchat_serve.protocol.watch import Choosing, NodeCard, Watch
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
@@ -70,6 +70,7 @@ class ClusterLinks:
         self._tls = config.server.tls_certificate is not None
         self._host, self._port = config.server.host, 0
         self._accepts: dict[str, Callable[[], asyncio.Protocol]] = {}
+        self._running = False
         self.node = self._node(workers, manage)
         self._fleet: Fleet | None = None
         self._table: Table | None = None
@@ -98,6 +99,7 @@ class ClusterLinks:
             for part in (self.node, self._fleet, self._admission, self._membership, self._watching):
                 if part is not None:
                     await tasks.start(part.run)
+            self._running = True
             task_status.started()
             await anyio.sleep_forever()
 
@@ -188,6 +190,8 @@ class ClusterLinks:
             raise InvalidRequest(
                 f"Links here speak {UPGRADE}: install the same version of fastchat-serve on both sides."
             )
+        if not self._running:
+            raise Unavailable("This process is just starting.", retry_after_s=1.0)
         return self._accepts[path]()
 
 

@@ -24,6 +24,7 @@ from fastchat_serve.protocol.link import (
     Generate,
     LinkBroken,
     Piece,
+    Statement,
     frame,
     framed,
     written,
@@ -134,3 +135,15 @@ def test_a_frame_that_is_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(link, "MAX_FRAME_BYTES", 100)
     with pytest.raises(LinkBroken):
         frame([ASKED])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"names": ()}, {"slots": -1}, {"back_in_s": float("nan")}, {"back_in_s": float("inf")}, {"protocol_errors": -1}],
+    ids=["no names", "slots", "never back", "back at no time", "errors"],
+)
+def test_what_no_worker_can_be_is_no_statement(wrong: dict[str, Any]) -> None:
+    said = Statement("w", ("m",), (), 1.0, "ready", "", None, "", 1, 0, 0, 0, 0.0)
+    assert FrameReader(list[FromHost]).feed(frame([said])) == [said]
+    with pytest.raises(LinkBroken):
+        FrameReader(list[FromHost]).feed(frame([msgspec.structs.replace(said, **wrong)]))

@@ -57,3 +57,11 @@ def test_what_nobody_complains_of_any_more_is_forgotten(caplog: pytest.LogCaptur
         complaints.say(about, "nothing listens there")
         del about
     assert sum(about() is not None for about in said) <= 12, "those of two minutes at most"
+
+
+def test_a_peers_own_words_make_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    Complaints(Clock()).say("about", "no\n2026-01-01 INFO all is well\r\n" + "x" * 5000)
+
+    (line,) = caplog.messages
+    assert line.startswith("about: no 2026-01-01 INFO all is well xxx")
+    assert len(line) < 1100

@@ -274,7 +274,7 @@ class Hello(Message, frozen=True):
     node: str
     """Names one life of one process."""
     incarnation: int
-    """Grows with every link that the node dials: of two by one node, the lower is a leftover."""
+    """Grows with every link of the node, whoever dialled it: of two to one peer, the lower is a leftover."""
     contract: int
     """Of engines: `engine.CONTRACT`."""
     version: str
@@ -306,11 +306,14 @@ class Unopened(Message, frozen=True):
     problem: str
 
 
+Count = Annotated[int, Meta(ge=0)]
+
+
 class Statement(Message, frozen=True):
     """What a worker is. Sent at the beginning, and whenever any of it has changed."""
 
     worker: str
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
     adapters: tuple[str, ...]
     speed: float
     state: str
@@ -318,11 +321,11 @@ class Statement(Message, frozen=True):
     info: EngineInfo | None
     """None until the engine is open."""
     tool_parser: str
-    slots: int
-    queue_limit: int
-    restarts: int
-    protocol_errors: int
-    back_in_s: float
+    slots: Count
+    queue_limit: Count
+    restarts: Count
+    protocol_errors: Count
+    back_in_s: Annotated[float, Meta(ge=0, le=1e9)]
     wakes: bool = False
     """See `worker.base.Worker`."""
     stage: str = ""
@@ -334,9 +337,9 @@ class Load(Message, frozen=True):
     """How busy a worker is. Comes with the end of every stream, and whenever it has changed."""
 
     worker: str
-    running: int
-    waiting: int
-    of_caller: int
+    running: Count
+    waiting: Count
+    of_caller: Count
     """How many of these two are this link's."""
     engine: EngineLoad
 

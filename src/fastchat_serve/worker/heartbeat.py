@@ -31,6 +31,7 @@ RESOLVE_S: Final = 10.0
 """How often it is looked for new addresses of a name."""
 
 _AGAIN_S: Final = 60.0
+_PROBLEM_CHARS: Final = 1000
 
 
 class Complaints:
@@ -43,6 +44,8 @@ class Complaints:
         self._swept_at = clock()
 
     def say(self, about: str, problem: str) -> None:
+        """`problem` may be a peer's own words: it makes one line of the log, however it is written."""
+        problem = " ".join(problem.split())[:_PROBLEM_CHARS]
         now = self._clock()
         if now - self._swept_at >= _AGAIN_S:
             self._sweep(now)
