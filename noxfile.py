@@ -33,6 +33,7 @@ TEST_TOOLS = (
     "openapi-spec-validator>=0.7",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "psutil>=6",
     "pyyaml>=6",
     "trustme>=1.2",
@@ -180,10 +181,12 @@ def serve(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, offline. Arguments after ``--`` go to pytest."""
+    """All tests, offline, two files at a time: most wait more than they work. Arguments after ``--`` go to pytest."""
     install(session, *TEST_TOOLS)
     own = (f"{plugin}/tests" for plugin in PLUGINS)
-    session.run("pytest", *(session.posargs or ("tests", *own, "--ignore", BEHIND_APIS)), env=OFFLINE)
+    everything = ("--numprocesses", "2", "--dist", "loadfile", "tests", *own, "--ignore", BEHIND_APIS)
+    # Both processes have to find the same tests in the same order, sets among the parameters included.
+    session.run("pytest", *(session.posargs or everything), env=OFFLINE | {"PYTHONHASHSEED": "0"})
 
 
 @nox.session
