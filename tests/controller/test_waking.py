@@ -109,7 +109,9 @@ async def test_who_is_refused_while_another_worker_has_come_goes_there() -> None
         ready.put(state=WorkerState.READY)
         return Unavailable("It is leaving.")
 
-    await waking_of(Sleeper("one", refuse), ready).wake("m")
+    sleeper = Sleeper("one", refuse)
+    await waking_of(sleeper, ready).wake("m")
+    assert (sleeper.woken, ready.state) == (1, WorkerState.READY)
 
 
 async def test_whoever_has_no_task_is_called_back_once_unless_he_leaves() -> None:

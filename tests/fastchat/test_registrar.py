@@ -71,6 +71,8 @@ async def test_a_controller_that_forgot_it_hears_everything_again(ours: Ours) ->
         await until(lambda: bool(controller.beats()))
         controller.known.clear()
         await until(lambda: len(controller.registrations()) == 2)
+    first, second = controller.registrations()
+    assert second == first
 
 
 async def test_a_controller_that_comes_later_is_found(ours: Ours) -> None:

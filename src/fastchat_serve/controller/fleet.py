@@ -1,8 +1,8 @@
 """The workers of other processes, in the registry: they come with a link, and go a while after it.
 
 A link to a node may have been dialled by either side; whoever makes it lets the node in once it is known to be what it
-says (`admission.py`, `watch.py`). A node that is silent, or whose link has broken, is out of rotation at once, and is
-forgotten if it has not come back within its lease; one that comes and goes is kept out for a while (`damping.py`).
+says (`admission.py`, `watching.py`). A node that is silent, or whose link has broken, is out of rotation at once, and
+is forgotten if it has not come back within its lease; one that comes and goes is kept out for a while (`damping.py`).
 Times are those of the event loop's clock, which is monotonic.
 """
 

@@ -2,7 +2,7 @@
 
 It is an asyncio protocol: whatever is sent within one turn of the event loop leaves as one frame, and all frames of one
 read are handed over together. No task wakes for either. What the messages mean is for the ends: `host.py`
-has the workers, `remote.py` calls them.
+has the workers, `caller.py` calls them.
 
 A link whose other end says nothing for several pings' time is silent: the other process is frozen, or the way to it is
 cut. That is told, and so is its end; the owner decides what either means.
