@@ -45,7 +45,7 @@ class ToolSpec(Struct, frozen=True):
     parameters: Mapping[str, Any] | None = None
 
 
-class Message(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True, gc=False):
     """One turn. `content` None: an assistant turn that only calls tools."""
 
     role: str
@@ -62,19 +62,19 @@ class Message(Struct, frozen=True, kw_only=True):
         return "\n".join(part.text for part in self.content)
 
 
-class TextPrompt(Struct, frozen=True, tag="text"):
+class TextPrompt(Struct, frozen=True, tag="text", gc=False):
     """Text that the engine's tokenizer encodes, special tokens of the tokenizer included."""
 
     text: str
 
 
-class TokenPrompt(Struct, frozen=True, tag="tokens"):
+class TokenPrompt(Struct, frozen=True, tag="tokens", gc=False):
     """Token ids, used as they are."""
 
     token_ids: tuple[int, ...]
 
 
-class ChatPrompt(Struct, frozen=True, tag="chat"):
+class ChatPrompt(Struct, frozen=True, tag="chat", gc=False):
     """A conversation that the engine renders with the model's chat template."""
 
     messages: tuple[Message, ...]
@@ -87,7 +87,7 @@ class ChatPrompt(Struct, frozen=True, tag="chat"):
     """Extra variables for the template, already checked against the operator's allow-list."""
 
 
-class SamplingParams(Struct, frozen=True, kw_only=True):
+class SamplingParams(Struct, frozen=True, kw_only=True, gc=False):
     """How tokens are drawn. Every default means "off"; ranges are checked where requests come in.
 
     Filters apply in this order, as in vLLM: `logit_bias` and penalties, `min_tokens` and the
@@ -118,7 +118,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
 
-class GenerateRequest(Struct, frozen=True, kw_only=True):
+class GenerateRequest(Struct, frozen=True, kw_only=True, gc=False):
     """One answer to generate. ``n`` answers are ``n`` requests."""
 
     id: str

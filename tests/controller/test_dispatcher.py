@@ -354,18 +354,6 @@ def straw(count: int, **settings: Any) -> tuple[Dispatcher, list[StrawWorker]]:
     return Dispatcher(registry, shortest_queue), workers
 
 
-async def test_a_change_that_nobody_was_told_of_leads_to_no_wrong_choice() -> None:
-    dispatcher, workers = straw(3)
-    start(dispatcher)
-    for worker in workers[1:]:
-        worker.queue_length = 7  # without a word
-    workers[1]._state = WorkerState.LOST
-    first = workers[0].queue_length
-    for _ in range(4):
-        start(dispatcher)
-    assert [worker.queue_length for worker in workers] == [first + 4, 7, 7]
-
-
 async def test_whoever_came_back_without_a_word_is_found_before_a_request_is_refused() -> None:
     dispatcher, workers = straw(2)
     for worker in workers:

@@ -18,17 +18,17 @@ from fastchat_serve.policy import Policy
 __all__ = ["MOST_DECISIONS", "Decision", "Decisions", "Search"]
 
 MOST_DECISIONS: Final = 4096
-"""That are remembered; some 500 bytes each."""
+"""That are remembered; some 300 bytes each, which the collector of cyclic garbage does not walk through."""
 
 
-class Search(Struct):
+class Search(Struct, gc=False):
     """What a worker is looked for, and by which policy."""
 
     policy: Policy
     needed: frozenset[Capability]
     fingerprint: str = ""
     """That it must have; empty: any."""
-    tried: set[str] = set()
+    tried: tuple[str, ...] = ()
     """Those that it is not to be. More as time goes on."""
     with_room: bool = False
     """It is not to be full."""
@@ -43,7 +43,7 @@ class Search(Struct):
     """Characters of the prompt that workers had read then."""
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """One choice of a worker."""
 
     at: float

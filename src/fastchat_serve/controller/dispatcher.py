@@ -49,8 +49,6 @@ _ANY: Final[frozenset[Capability]] = frozenset()
 _EMBED: Final = frozenset({Capability.EMBED})
 _MOST_FULL: Final = 8
 """Full workers that are asked whether they have a place after all."""
-_MOST_SURPRISES: Final = 8
-"""Choices that turn out to rest on what has changed untold. The next one is taken as it is: its worker may decline."""
 
 _PARAM: Mapping[Capability, str] = MappingProxyType(
     {
@@ -178,11 +176,14 @@ class Dispatcher:
         Raises:
             ModelNotFound, Unsupported, Unavailable: There is none.
         """
-        workers = self.registry.serving(model)
-        if len(workers) == 1 and workers[0].state is WorkerState.READY and needed <= workers[0].info.capabilities:
-            return workers[0]
-        pool = self._able(model, needed)
-        return (pool.open.members or pool.full.members)[0].worker
+        # Every request asks what such workers are: one that may have become full meanwhile will do.
+        served = self.registry.seen(model)
+        worker = None if served is None else served.pool(needed).any()
+        if worker is not None and worker.state is WorkerState.READY and needed <= worker.info.capabilities:
+            return worker
+        able = self._able(model, needed).any()
+        assert able is not None
+        return able
 
     def _policy_of(self, model: str) -> Policy:
         return self._policies.get(model, self._policy)
@@ -206,7 +207,7 @@ class Dispatcher:
         model: str,
         policy: Policy | None,
         request: GenerateRequest,
-        tried: frozenset[str],
+        tried: tuple[str, ...],
         fingerprint: str,
         *,
         with_room: bool,
@@ -215,7 +216,7 @@ class Dispatcher:
         """See `failover.Find`. Raises as `an_able` does."""
         needed, policy = required_capabilities(request), policy or self._policy_of(model)
         wanted = marks(request) if policy is prefix else ()
-        search = Search(policy, needed, fingerprint, set(tried), with_room, why, request.session, wanted)
+        search = Search(policy, needed, fingerprint, tried, with_room, why, request.session, wanted)
         return self._in_turn(model, request.id, search)
 
     def _in_turn(self, model: str, request_id: str, search: Search) -> Iterator[Member]:
@@ -229,22 +230,18 @@ class Dispatcher:
             if search.wanted:
                 self._prefixes.note(search.wanted, chosen.id)
             yield chosen
-            search.tried.add(chosen.id)
+            search.tried = (*search.tried, chosen.id)
             full += chosen.worker.full
             if full == _MOST_FULL:
                 return
 
     def _choose(self, model: str, request_id: str, search: Search) -> Member | None:
         """The best of those that were not tried yet; None if there is none."""
-        surprises = 0
-        while (member := self._best(model, search)) is not None:
-            if not self.registry.look_at(member) or surprises == _MOST_SURPRISES:
-                tried = tuple(search.tried) if search.tried else ()
-                decision = Decision(time.time(), request_id, model, member.id, search, self.registry.changes, tried)
-                self._note(decision)
-                return member
-            surprises += 1  # it is not as it was thought to be
-        return None
+        member = self._best(model, search)
+        if member is not None:
+            changes = self.registry.changes
+            self._note(Decision(time.time(), request_id, model, member.id, search, changes, search.tried))
+        return member
 
     def _best(self, model: str, search: Search) -> Member | None:
         pool = self._able(model, search.needed)

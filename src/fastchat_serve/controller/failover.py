@@ -38,7 +38,7 @@ class Find(Protocol):
     """Finds workers that can take a request, the best first."""
 
     def __call__(
-        self, request: GenerateRequest, tried: frozenset[str], fingerprint: str, *, with_room: bool, why: str
+        self, request: GenerateRequest, tried: tuple[str, ...], fingerprint: str, *, with_room: bool, why: str
     ) -> Iterator[Member]:
         """None of those `tried`, with this fingerprint unless it is empty, and no full ones if it is to be `with_room`.
 
@@ -119,7 +119,7 @@ class MovingAnswer:
         self._load = 0
         """Its share of the work of its worker."""
         self._token_ids: list[int] = []
-        self._tried: set[str] = set()
+        self._tried: tuple[str, ...] = ()
         self._moved_at: int | None = None
         """How many tokens there were when it moved last."""
         self._begun = self._resumable = self._aborted = self._is_retry = self._over = False
@@ -177,7 +177,7 @@ class MovingAnswer:
             return False
         if not refused:
             if self._moved_at is not None:  # there was progress: who was tried before may have recovered
-                self._tried = {self._member.id}
+                self._tried = (self._member.id,)
             self._moved_at = len(self._token_ids)
         try:
             # Who was turned away turns nobody else away.
@@ -219,8 +219,8 @@ class MovingAnswer:
     ) -> bool:
         """Begin on the best worker that takes it; False if none does."""
         fingerprint = self._fingerprint if self._begun else ""
-        for member in self._find(request, frozenset(self._tried), fingerprint, with_room=with_room, why=why):
-            self._tried.add(member.id)
+        for member in self._find(request, self._tried, fingerprint, with_room=with_room, why=why):
+            self._tried = (*self._tried, member.id)
             self._member, self._handle = member, None
             info = member.worker.info
             self._fingerprint = info.fingerprint

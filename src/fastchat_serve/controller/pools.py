@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 from random import Random
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from fastchat_serve.controller.members import Kind, Member, Seen
 from fastchat_serve.controller.ring import Ring
 from fastchat_serve.controller.weights import Weights
 from fastchat_serve.policy import Candidate, Candidates
+from fastchat_serve.worker.base import Worker
 
 __all__ = ["NOTHING_KNOWN", "Pool", "Standing"]
 
@@ -81,7 +82,7 @@ class Standing(Candidates):
         for index in self._indexes:
             index.change(member)
 
-    def set_aside(self, ids: Set[str]) -> list[Member]:
+    def set_aside(self, ids: Iterable[str]) -> list[Member]:
         """Take out those with these ids, for one decision. To be given to `add` when it is made."""
         found = [member for id_ in ids if (member := self._pool.by_id.get(id_)) is not None]
         aside = [member for member in sorted(found, key=_position) if self._place_of(member) >= 0]
@@ -187,6 +188,11 @@ class Pool:
         if self._ring is None:
             self._ring = Ring(self.by_id.values())
         return self._ring
+
+    def any(self) -> Worker | None:
+        """One of its workers, one with room if there is one; None if it has no members."""
+        members = self.open.members or self.full.members
+        return members[0].worker if members else None
 
     def standing(self, seen: Seen) -> Standing:
         """Where a member belongs that is seen as this."""

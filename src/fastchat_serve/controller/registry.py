@@ -15,6 +15,8 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+from msgspec import Struct
+
 from fastchat_serve.controller.members import Member, Seen
 from fastchat_serve.controller.served import Served
 from fastchat_serve.errors import ModelNotFound, ServeError, Unavailable
@@ -23,11 +25,22 @@ from fastchat_serve.worker.watched import nobody
 
 __all__ = ["Registry"]
 
-_MOST_REMEMBERED: Final = 32_768
-"""Changes, for `as_seen`; some 150 bytes each."""
+_MOST_REMEMBERED: Final = 8192
+"""Changes, for `as_seen`: two for each decision that is remembered. More would not fit into a core's own cache, and
+each would cost a miss."""
 
 _EXPECTED_S: Final = 60.0
 """So long after its last worker has left a model counts as one that comes back: workers are started anew."""
+
+
+class _Change(Struct, frozen=True, gc=False):
+    """One that was seen of a worker."""
+
+    worker: str
+    models: tuple[str, ...]
+    """That it was listed for."""
+    before: Seen | None
+    """How it was seen until then; None: not at all."""
 
 
 class Registry:
@@ -51,8 +64,7 @@ class Registry:
         self._left_at: dict[str, float] = {}
         self._positions = 0
         self._changed: dict[Member, None] = {}  # in order, so that the same happens whenever the same happened
-        self._past: deque[tuple[str, tuple[str, ...], Seen | None]] = deque(maxlen=_MOST_REMEMBERED)
-        """Of each change whose it was, the models it was listed for, and how it was seen before; None: not at all."""
+        self._past: deque[_Change] = deque(maxlen=_MOST_REMEMBERED)
 
     def add(self, worker: Worker) -> None:
         """List `worker` under all its names; one with the same id is replaced.
@@ -117,6 +129,10 @@ class Registry:
 
     # ---------------------------------------------------------------------------- what is seen of workers
 
+    def seen(self, model: str) -> Served | None:
+        """A model, as its workers were when they were looked at last; None if none is listed for it."""
+        return self._served.get(model)
+
     def look(self, model: str) -> Served | None:
         """A model, as its workers are now by what they have told; None if none is listed for it."""
         if self._changed:
@@ -133,7 +149,7 @@ class Registry:
             return False
         self._remember(member, before)
         served = [self._served[name] for name in member.names]
-        if seen.kind != before.kind or seen.speed != before.speed:  # hardly ever
+        if seen.kind is not before.kind or seen.speed != before.speed:  # hardly ever
             for each in served:
                 each.leave(member)
             member.seen = seen
@@ -163,9 +179,9 @@ class Registry:
         if back > len(self._past):
             return None
         seen: dict[str, Seen | None] = {member.id: member.seen for member in self._members_of(model)}
-        for id_, models, before in islice(reversed(self._past), back):
-            if model in models:
-                seen[id_] = before
+        for change in islice(reversed(self._past), back):
+            if model in change.models:
+                seen[change.worker] = change.before
         return [(id_, each) for id_, each in seen.items() if each is not None]
 
     # -------------------------------------------------------------------------------------------------
@@ -207,7 +223,7 @@ class Registry:
         return [] if served is None else served.members
 
     def _remember(self, member: Member, before: Seen | None) -> None:
-        self._past.append((member.id, member.names, before))
+        self._past.append(_Change(member.id, member.names, before))
         self.changes += 1
 
 

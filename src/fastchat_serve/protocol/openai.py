@@ -84,7 +84,7 @@ class StructuredOutputs(Struct, frozen=True):
     grammar: str | None = None
 
 
-class Sampling(Struct, frozen=True, kw_only=True):
+class Sampling(Struct, frozen=True, kw_only=True, gc=False):
     """The fields that chat and completions share."""
 
     model: str
@@ -151,7 +151,7 @@ class ToolCallMessage(Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class ChatMessage(Struct, frozen=True, kw_only=True):
+class ChatMessage(Struct, frozen=True, kw_only=True, gc=False):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | tuple[ContentPart, ...] | None = None
     name: str | None = None
@@ -280,7 +280,7 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
-class AssistantMessage(Struct, frozen=True, kw_only=True):
+class AssistantMessage(Struct, frozen=True, kw_only=True, gc=False):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
@@ -289,7 +289,7 @@ class AssistantMessage(Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCallMessage, ...] | UnsetType = UNSET
 
 
-class ChatChoice(Struct, frozen=True):
+class ChatChoice(Struct, frozen=True, gc=False):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
@@ -298,7 +298,7 @@ class ChatChoice(Struct, frozen=True):
     """vLLM's extension: the stop string or stop token that ended the choice, if one did."""
 
 
-class ChatCompletion(Struct, frozen=True, tag_field="object", tag="chat.completion"):
+class ChatCompletion(Struct, frozen=True, tag_field="object", tag="chat.completion", gc=False):
     id: str
     created: int
     model: str
@@ -319,14 +319,14 @@ class ToolCallDelta(Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class Delta(Struct, frozen=True, omit_defaults=True):
+class Delta(Struct, frozen=True, omit_defaults=True, gc=False):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: tuple[ToolCallDelta, ...] | None = None
 
 
-class ChunkChoice(Struct, frozen=True):
+class ChunkChoice(Struct, frozen=True, gc=False):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None = None
@@ -334,7 +334,7 @@ class ChunkChoice(Struct, frozen=True):
     stop_reason: str | int | UnsetType = UNSET
 
 
-class ChatCompletionChunk(Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
+class ChatCompletionChunk(Struct, frozen=True, tag_field="object", tag="chat.completion.chunk", gc=False):
     """One event of a chat stream. `usage`: absent, or null until the last event, as the client asked."""
 
     id: str
@@ -353,7 +353,7 @@ class CompletionLogprobs(Struct, frozen=True):
     top_logprobs: tuple[dict[str, float] | None, ...]
 
 
-class CompletionChoice(Struct, frozen=True):
+class CompletionChoice(Struct, frozen=True, gc=False):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
@@ -361,7 +361,7 @@ class CompletionChoice(Struct, frozen=True):
     stop_reason: str | int | UnsetType = UNSET
 
 
-class Completion(Struct, frozen=True, tag_field="object", tag="text_completion"):
+class Completion(Struct, frozen=True, tag_field="object", tag="text_completion", gc=False):
     """A whole completion, and likewise one event of a stream of it."""
 
     id: str

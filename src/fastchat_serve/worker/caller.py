@@ -190,6 +190,9 @@ class Caller:
                     ended.end(error)
                 elif (call := self._calls.get(number)) is not None:
                     call.settle(error or EngineError("The engine gave no result."))
+            case Load(id_):
+                if (loaded := self._workers.get(id_)) is not None:
+                    loaded.loaded(message)
             case Embedded(number, value) | Tokens(number, value) | Text(number, value) | Done(number, value):
                 if (answered := self._calls.get(number)) is not None:
                     answered.settle(value)
@@ -198,9 +201,6 @@ class Caller:
                     self._workers[id_] = self._find(message)
                 if (stated := self._workers[id_]) is not None:
                     stated.stated(message)
-            case Load(id_):
-                if (loaded := self._workers.get(id_)) is not None:
-                    loaded.loaded(message)
             case _:
                 self._other(message)
 

@@ -162,7 +162,7 @@ class ChatDialect:
         self._calls: Counter[int] = Counter()
 
     def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
-        choices = tuple(self._choice(index, whole) for index, whole in enumerate(answers))
+        choices = tuple([self._choice(index, whole) for index, whole in enumerate(answers)])
         usage = wire_usage(total)
         return _encode(wire.ChatCompletion(self._id, self._created, self._model, choices, usage))
 
@@ -243,10 +243,14 @@ class ChatDialect:
     def _choice(self, index: int, whole: Answer) -> wire.ChatChoice:
         logprobs = chat_logprobs(whole.logprobs) if whole.logprobs is not None else None
         text: str | None = whole.text
-        calls = tuple(
-            wire.ToolCallMessage(call.id or self._call_id(index, number), wire.FunctionCall(call.name, call.arguments))
-            for number, call in enumerate(whole.tool_calls[: 1 if self._one_call else None])
-        )
+        calls: tuple[wire.ToolCallMessage, ...] = ()
+        if whole.tool_calls:
+            calls = tuple(
+                wire.ToolCallMessage(
+                    call.id or self._call_id(index, number), wire.FunctionCall(call.name, call.arguments)
+                )
+                for number, call in enumerate(whole.tool_calls[: 1 if self._one_call else None])
+            )
         if self._tool_parser is not None:
             parser = self._tool_parser()
             found: list[ToolEvent] = [*parser.feed(whole.text), *parser.finish()]
