@@ -102,6 +102,8 @@ class Fleet:
         if out_s > 0:
             self._complaints.say(f"Node at {place}", f"it comes and goes, and is kept out for up to {MOST_S:g} s")
         link.admitted(place or link.node, keep_out=out_s > 0)
+        self._set_pace()
+        link.rest(self._pace_s)
         if previous is not None:
             self._clear(previous)
 
