@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from fastchat_serve.engine import TextPrompt
 from fastchat_serve.errors import ServeError, Unsupported
-from fastchat_serve.fastchat.served import workers_of
 from fastchat_serve.protocol import fastchat as wire
 from fastchat_serve.protocol import openai
 from fastchat_serve.routes.exchange import Exchange, decode
+from fastchat_serve.routes.fastchat.asked import awake
 from fastchat_serve.routes.fastchat.failures import failure, legacy_error
 from fastchat_serve.routes.fastchat.route import answering
 from fastchat_serve.routes.hot import End
@@ -68,14 +68,12 @@ def _asked(body: bytes) -> tuple[openai.ChatCompletionRequest, TextPrompt | None
 
 
 def _token_check(service: Service) -> ASGIRouteHandler:
-    dispatcher = service.dispatcher
     opt = documented("Do prompts fit?", "FastChat", wire.TokenCheckReply, request=wire.TokenCheckRequest, method="POST")
 
     async def check(asked: wire.TokenCheck) -> wire.TokenCheckResult:
-        await service.waking.wake(asked.model)
-        context = min(worker.info.context_length for worker in workers_of(dispatcher.registry, asked.model))
+        context = min(worker.info.context_length for worker in await awake(service, asked.model))
         try:
-            count = len(await dispatcher.tokenize(asked.model, TextPrompt(asked.prompt)))
+            count = len(await service.dispatcher.tokenize(asked.model, TextPrompt(asked.prompt)))
         except Unsupported as error:
             raise Unsupported(f"The tokens of {asked.model!r} cannot be counted here.", param="prompts") from error
         return wire.TokenCheckResult(count + asked.max_tokens <= context, count, context)
