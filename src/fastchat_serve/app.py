@@ -31,6 +31,7 @@ from fastchat_serve.making import check_worker, make_worker
 from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
+from fastchat_serve.routes.aliases import alias_handlers
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.cluster import cluster_handlers
 from fastchat_serve.routes.decisions import decision_handlers
@@ -264,6 +265,7 @@ class Application:
                     drain_s=self.config.server.drain_s,
                     max_body_bytes=service.max_body_bytes,
                 ),
+                *alias_handlers(self.operations, service.max_body_bytes),
                 *decision_handlers(self.dispatcher),
                 *health_handlers(self.registry, lambda: self._ready, lambda: self._complaint),
                 self.metrics.handler(self._siblings),
