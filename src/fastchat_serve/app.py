@@ -25,7 +25,7 @@ from fastchat_serve.controller.operations import Operations
 from fastchat_serve.controller.policies import POLICIES, shortest_queue
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.controller.waking import Waking
-from fastchat_serve.errors import PluginError, StartupError, Unavailable
+from fastchat_serve.errors import PluginError, StartupError, shutting_down
 from fastchat_serve.hookspecs import Progress
 from fastchat_serve.making import check_worker, make_worker
 from fastchat_serve.plugins import Plugins
@@ -157,9 +157,9 @@ class Application:
     def expel(self) -> None:
         """End everything under way with an error that says why."""
         for each in self._sources:
-            each.expel(_leaving())
+            each.expel(shutting_down())
         if self.links is not None:
-            self.links.expel(_leaving())
+            self.links.expel(shutting_down())
 
     @asynccontextmanager
     async def linked(self) -> AsyncIterator[Callable[[str, int], None]]:
@@ -357,10 +357,6 @@ def takes_part(config: Config) -> bool:
     """Whether this process has, or may have, links to others."""
     elsewhere = any(worker.controllers for worker in config.worker) or (config.api and config.api.controllers)
     return config.cluster.token is not None or bool(elsewhere) or config.controller is None or config.api is None
-
-
-def _leaving() -> Unavailable:
-    return Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
 
 
 def _keys(config: Config) -> Keys:

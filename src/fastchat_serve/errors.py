@@ -31,11 +31,12 @@ response; a stream that has begun sends the same object as its last event.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from fastchat_serve.protocol.openai import ErrorBody, ErrorEnvelope
 
 __all__ = [
+    "SHUTTING_DOWN",
     "ConfigError",
     "ContextOverflow",
     "DeadlineExceeded",
@@ -57,6 +58,7 @@ __all__ = [
     "Unavailable",
     "Unsupported",
     "UnsupportedMediaType",
+    "shutting_down",
 ]
 
 
@@ -223,6 +225,18 @@ class OutOfMemory(Unavailable):
     """The device had no memory for this request; others go on."""
 
     code = "out_of_memory"
+
+
+SHUTTING_DOWN: Final = "shutting_down"
+"""The code by which `shutting_down` is known, wherever it comes from."""
+
+
+def shutting_down() -> Unavailable:
+    """What a process that goes down says to all who want something of it, or wait for something.
+
+    No kind of its own: between processes an error goes by its kind, and those of other releases would not know it.
+    """
+    return Unavailable("The server is shutting down.", code=SHUTTING_DOWN, retry_after_s=1.0)
 
 
 class DeadlineExceeded(ServeError):

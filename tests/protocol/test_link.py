@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat_serve import Chunk, GenerateRequest, SamplingParams, TextPrompt, TokenLogprob, Usage, errors
-from fastchat_serve.errors import ContextOverflow, EngineError, ModelNotFound, Overloaded, ServeError
+from fastchat_serve.errors import ContextOverflow, EngineError, ModelNotFound, Overloaded, ServeError, shutting_down
 from fastchat_serve.protocol import link
 from fastchat_serve.protocol.link import (
     Abort,
@@ -93,6 +93,11 @@ def test_a_plugins_own_kind_of_error_is_the_one_of_ours_that_it_is() -> None:
     fault = Fault.of(Busy("later", retry_after_s=3.0))
     there = fault.error()
     assert (type(there), there.status, there.retry_after_s) == (Overloaded, 429, 3.0)
+
+
+def test_that_a_process_goes_down_is_told_by_a_kind_that_every_release_knows() -> None:
+    fault = Fault.of(shutting_down())
+    assert fault == Fault("Unavailable", "The server is shutting down.", "shutting_down", None, 1.0)
 
 
 def test_an_error_of_an_unknown_kind_is_the_engines() -> None:

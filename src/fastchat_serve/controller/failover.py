@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from fastchat_serve.controller.members import Member
 from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
-from fastchat_serve.errors import EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import SHUTTING_DOWN, EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
 
 __all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens"]
 
@@ -192,7 +192,7 @@ class MovingAnswer:
     def _may_move(self, error: Exception) -> bool:
         if isinstance(error, EngineProtocolError) or not isinstance(error, EngineError | Unavailable):
             return False
-        if error.code == "shutting_down" or self._moved_at == len(self._token_ids):
+        if error.code == SHUTTING_DOWN or self._moved_at == len(self._token_ids):
             return False
         if isinstance(error, Unavailable) or error.code == "worker_lost" or self._is_retry:
             return True  # the worker is out: a move adds nothing to the load

@@ -23,7 +23,7 @@ from fastchat_serve.errors import (
     NotFound,
     ServeError,
     StartupError,
-    Unavailable,
+    shutting_down,
 )
 from fastchat_serve.worker.base import Worker
 from fastchat_serve.worker.crew import Crew, Recipe
@@ -192,7 +192,7 @@ class Operations:
         return operation
 
     async def _do(self, operation: Operation, work: Callable[[], Awaitable[None]]) -> None:
-        operation.error = Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
+        operation.error = shutting_down()
         try:
             operation.error = await _failure(work)
         finally:

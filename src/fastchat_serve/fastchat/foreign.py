@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve.config import FastChat
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.errors import Forbidden, InvalidRequest, Overloaded, ServeError, Unavailable
+from fastchat_serve.errors import Forbidden, InvalidRequest, Overloaded, ServeError, shutting_down
 from fastchat_serve.fastchat.addresses import Dial, Networks, permitted, resolved
 from fastchat_serve.fastchat.peer import FastChatWorker, Peer
 from fastchat_serve.protocol import fastchat as wire
@@ -143,7 +143,7 @@ class ForeignWorkers:
     ) -> None:
         """Have the process at `dial` in place of what was known by its address; `then`: once it is lost."""
         if self._tasks is None:
-            raise Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
+            raise shutting_down()
         known = self._peers.pop(dial.url, None)
         if known is not None:
             known.retire()

@@ -16,7 +16,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.types import Scope
 
-from fastchat_serve.errors import Forbidden, Unauthorized, Unavailable
+from fastchat_serve.errors import Forbidden, Unauthorized, shutting_down
 from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.routes.hosts import Hosts
@@ -78,7 +78,7 @@ class Door:
             if operators == "only":
                 raise self._not_for_clients()
         if self.closed and not reads:
-            raise Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
+            raise shutting_down()
         if whose:
             return whose
         return f"peer:{client[0]}" if client else ""

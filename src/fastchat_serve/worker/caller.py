@@ -15,7 +15,7 @@ import anyio
 from msgspec import Raw
 
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
-from fastchat_serve.errors import EngineError, PayloadTooLarge, ServeError, Unavailable
+from fastchat_serve.errors import SHUTTING_DOWN, EngineError, PayloadTooLarge, ServeError, Unavailable
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
@@ -230,7 +230,7 @@ def lost_error() -> EngineError:
 
 def _as_seen_here(error: ServeError) -> ServeError:
     """That the other process shuts down is no reason to end an answer here: it may go on elsewhere."""
-    if error.code != "shutting_down":
+    if error.code != SHUTTING_DOWN:
         return error
     return Unavailable("The worker that was making this answer is shutting down.", retry_after_s=error.retry_after_s)
 

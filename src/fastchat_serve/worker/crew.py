@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
 from fastchat_serve.config import Worker as WorkerTable
-from fastchat_serve.errors import InvalidRequest, NotFound, StartupError, Unavailable
+from fastchat_serve.errors import InvalidRequest, NotFound, StartupError, Unavailable, shutting_down
 from fastchat_serve.worker.base import OwnWorker, WorkerState
 from fastchat_serve.worker.memory import collect_garbage
 from fastchat_serve.worker.on_demand import OnDemandWorker
@@ -165,10 +165,10 @@ class Crew:
 
     async def _make(self, recipe: Recipe) -> _Member:
         if self._refusing:
-            raise _leaving()
+            raise shutting_down()
         member = _Member(recipe, await anyio.to_thread.run_sync(recipe.make))
         if self._refusing:
-            raise _leaving()
+            raise shutting_down()
         self._put(member)
         return member
 
@@ -269,7 +269,3 @@ class _Started(TaskStatus[None]):
 
 def _unloading() -> Unavailable:
     return Unavailable("This worker is being unloaded.", retry_after_s=1.0)
-
-
-def _leaving() -> Unavailable:
-    return Unavailable("The server is shutting down.", code="shutting_down", retry_after_s=1.0)
