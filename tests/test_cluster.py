@@ -16,7 +16,6 @@ import pytest
 
 from fastchat_serve import cluster
 from fastchat_serve.server import HttpServer
-from fastchat_serve.worker import heartbeat
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.dial import Backoff
 from tests.cluster import TOKEN, api, controller, worker
@@ -172,8 +171,8 @@ async def test_a_name_stands_for_all_controllers_that_it_leads_to_now(serving, f
     async def resolve(url: str) -> tuple[str, ...]:
         return tuple(leads_to)
 
-    monkeypatch.setattr(heartbeat, "resolve", resolve)
-    monkeypatch.setattr(heartbeat, "RESOLVE_S", 0.05)
+    monkeypatch.setattr("fastchat_serve.worker.names.resolve", resolve)
+    monkeypatch.setattr("fastchat_serve.worker.names.RESOLVE_S", 0.05)
     name = f"http://controllers.example:{free_port}"
 
     def at(host: str) -> str:
@@ -223,8 +222,8 @@ async def test_a_worker_that_dials_out_looks_no_more_for_whom_a_controller_named
     async def resolve(url: str) -> tuple[str, ...]:
         return tuple(leads_to)
 
-    monkeypatch.setattr(heartbeat, "resolve", resolve)
-    monkeypatch.setattr(heartbeat, "RESOLVE_S", 0.05)
+    monkeypatch.setattr("fastchat_serve.worker.names.resolve", resolve)
+    monkeypatch.setattr("fastchat_serve.worker.names.RESOLVE_S", 0.05)
     name = f"http://controllers.example:{free_port}"
     dialled = anyio.Event()
 

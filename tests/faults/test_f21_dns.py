@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from fastchat_serve.worker import heartbeat
 from fastchat_serve.worker.dial import DialError
 from tests.cluster import api, controller, worker
 from tests.end_to_end.role import free_ports
@@ -24,8 +23,8 @@ class NameServer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: tuple[str, ...] | None = None
         self.asked = 0
-        monkeypatch.setattr(heartbeat, "resolve", self._resolve)
-        monkeypatch.setattr(heartbeat, "RESOLVE_S", 0.05)
+        monkeypatch.setattr("fastchat_serve.worker.names.resolve", self._resolve)
+        monkeypatch.setattr("fastchat_serve.worker.names.RESOLVE_S", 0.05)
 
     async def _resolve(self, url: str) -> tuple[str, ...]:
         self.asked += 1

@@ -23,8 +23,8 @@ from fastchat_serve.controller.table import Table
 from fastchat_serve.engine import CONTRACT
 from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Hello, Rejected, Welcome
 from fastchat_serve.protocol.watch import NodeCard
+from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.dial import CALL, Credentials, DialError, dial
-from fastchat_serve.worker.heartbeat import Complaints
 from fastchat_serve.worker.link import Link
 
 __all__ = ["PROOF_S", "Admission", "contract_problem"]

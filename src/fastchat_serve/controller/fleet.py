@@ -31,7 +31,7 @@ from fastchat_serve.protocol.link import (
 )
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.caller import Caller
-from fastchat_serve.worker.heartbeat import Complaints
+from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.link import PING_S, Link
 from fastchat_serve.worker.remote import RemoteWorker
 

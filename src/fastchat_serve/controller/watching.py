@@ -18,9 +18,10 @@ from fastchat_serve.controller.admission import PROOF_S, contract_problem
 from fastchat_serve.controller.fleet import Fleet, NodeLink
 from fastchat_serve.protocol.link import Hello, LinkBroken
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
+from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialError, dial
-from fastchat_serve.worker.heartbeat import Complaints, look_up
 from fastchat_serve.worker.link import Link
+from fastchat_serve.worker.names import Names
 
 __all__ = ["LEARN_S", "Watching"]
 
@@ -51,14 +52,13 @@ class Watching:
         choose: Callable[[Choosing], None],
         ours: str = "",
     ) -> None:
-        self._fleet, self._controllers = fleet, tuple(controllers)
-        self._introduction, self._credentials, self._ours = introduction, credentials, ours
+        self._fleet, self._introduction = fleet, introduction
+        self._credentials, self._ours = credentials, ours
         self.choose = choose
         self._complaints = Complaints()
+        self._names = Names(controllers, self._watch, self._complaints)
         self._listings: dict[tuple[str, str], dict[str, NodeCard]] = {}
         """By controller: its URL, and one address of its host."""
-        self._addresses: dict[str, tuple[str, ...]] = {}
-        """Of controllers, as they were looked up last."""
         self._dialled: dict[str, anyio.Event] = {}
         """By node: set when what is known of it has changed."""
         self._listed_at: float | None = None
@@ -78,23 +78,13 @@ class Watching:
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled."""
         async with anyio.create_task_group() as self._tasks:
-            for url in self._controllers:
-                self._tasks.start_soon(look_up, url, self._found, self._complaints)
-            task_status.started()
-            await anyio.sleep_forever()
-
-    def _found(self, url: str, addresses: tuple[str, ...]) -> None:
-        self._addresses[url] = addresses
-        for at in addresses:
-            if (url, at) not in self._listings:
-                assert self._tasks is not None
-                self._listings[url, at] = {}
-                self._tasks.start_soon(self._watch, url, at)
+            await self._names.run(task_status=task_status)
 
     async def _watch(self, url: str, at: str) -> None:
         """Watch one controller for as long as its name leads there; what it listed last holds for as long."""
         backoff = Backoff()
-        while at in self._addresses[url]:
+        self._listings[url, at] = {}
+        while self._names.leads_to(url, at):
             watcher = _Watcher(self, (url, at), self._introduction)
             try:
                 await dial(url, WATCH, lambda watcher=watcher: watcher.link, self._credentials, at=at)  # type: ignore[misc]

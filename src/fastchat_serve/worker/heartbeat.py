@@ -1,86 +1,29 @@
 """Keep a process with workers known where it is wanted: at all controllers, whatever happens to either side.
 
 The links to controllers are dialled here, and again for ever when they break, so the order in which processes start
-does not matter. Over such a link goes all that is to know of the workers, and requests, too. A name that stands for
-several addresses is taken for as many controllers. A worker with ``reach = "out"`` is at no address: then the
-controllers say who else wants to call, and they are dialled likewise.
+does not matter. Over such a link goes all that is to know of the workers, and requests, too. A worker with
+``reach = "out"`` is at no address: then the controllers say who else wants to call, and they are dialled likewise.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable
-from typing import Final
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from fastchat_serve.protocol.link import Callers, FromCaller, FromHost, Rejected, Welcome
-from fastchat_serve.worker.dial import NODE, Backoff, Credentials, DialError, dial, resolve
+from fastchat_serve.worker.complaints import Complaints
+from fastchat_serve.worker.dial import NODE, Backoff, Credentials, DialError, dial
 from fastchat_serve.worker.link import Link
+from fastchat_serve.worker.names import Names
 from fastchat_serve.worker.node import Node, Notice
 
-__all__ = ["RESOLVE_S", "Complaints", "Membership", "look_up"]
+__all__ = ["Membership"]
 
 logger = logging.getLogger(__name__)
-
-RESOLVE_S: Final = 10.0
-"""How often it is looked for new addresses of a name."""
-
-_AGAIN_S: Final = 60.0
-_PROBLEM_CHARS: Final = 1000
-
-
-class Complaints:
-    """What goes wrong again and again is said at once, and then once a minute."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._said: dict[str, dict[str, float]] = {}
-        """When each problem was said, by what it is about: some come by turns."""
-        self._swept_at = clock()
-
-    def say(self, about: str, problem: str) -> None:
-        """`problem` may be a peer's own words: it makes one line of the log, however it is written."""
-        problem = " ".join(problem.split())[:_PROBLEM_CHARS]
-        now = self._clock()
-        if now - self._swept_at >= _AGAIN_S:
-            self._sweep(now)
-        said = self._said.setdefault(about, {})
-        if now - said.get(problem, -math.inf) >= _AGAIN_S:
-            said[problem] = now
-            logger.warning("%s: %s", about, problem)
-
-    def forget(self, about: str) -> None:
-        """It went well."""
-        self._said.pop(about, None)
-
-    def _sweep(self, now: float) -> None:
-        """Of most that it was about, such as processes that are gone for good, nothing is said again."""
-        self._swept_at = now
-        for about, said in list(self._said.items()):
-            lately = {problem: at for problem, at in said.items() if now - at < _AGAIN_S}
-            if lately:
-                self._said[about] = lately
-            else:
-                del self._said[about]
-
-
-async def look_up(url: str, found: Callable[[str, tuple[str, ...]], None], complaints: Complaints) -> None:
-    """Call ``found(url, addresses)`` with all of the URL's host, now and again, until cancelled."""
-    backoff = Backoff()
-    while True:
-        try:
-            found(url, await resolve(url))
-        except DialError as error:  # those that are known are kept
-            complaints.say(f"Cannot find {url}", str(error))
-            await anyio.sleep(backoff.wait_s())
-        else:
-            backoff.reset()
-            await anyio.sleep(RESOLVE_S)
 
 
 class Membership:
@@ -106,37 +49,18 @@ class Membership:
         self._node, self._controllers = node, tuple(controllers)
         self._address, self._credentials = address, credentials
         self._complaints = Complaints()
-        self._kept: set[tuple[str, str]] = set()
-        """Who is dialled: a URL, and one address of its host; none for those that a controller named."""
-        self._addresses: dict[str, tuple[str, ...]] = {}
-        """Of controllers, as they were looked up last."""
+        self._names = Names(self._controllers, self._dial_while_wanted, self._complaints)
         self._callers: dict[tuple[str, str], frozenset[str]] = {}
-        """By who named them."""
-        self._tasks: TaskGroup | None = None
+        """By who named them: a URL, and one address of its host; none for those that were named themselves."""
         self.listed = 0
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Dial until cancelled."""
-        async with anyio.create_task_group() as self._tasks:
-            for url in self._controllers:
-                self._tasks.start_soon(look_up, url, self._found, self._complaints)
-            task_status.started()
-            await anyio.sleep_forever()
-
-    def _found(self, url: str, addresses: tuple[str, ...]) -> None:
-        self._addresses[url] = addresses
-        for address in addresses:
-            self._keep(url, address)
-
-    def _keep(self, url: str, at: str) -> None:
-        if (url, at) not in self._kept:
-            assert self._tasks is not None
-            self._kept.add((url, at))
-            self._tasks.start_soon(self._dial_while_wanted, url, at)
+        await self._names.run(task_status=task_status)
 
     def _wanted(self, url: str, at: str) -> bool:
         if at:
-            return at in self._addresses[url]
+            return self._names.leads_to(url, at)
         return any(url in named for named in self._callers.values())
 
     async def _dial_while_wanted(self, url: str, at: str) -> None:
@@ -156,7 +80,6 @@ class Membership:
                         backoff.lasted(anyio.current_time() - began)
                 await anyio.sleep(backoff.wait_s())
         finally:
-            self._kept.discard((url, at))
             self._callers.pop((url, at), None)
 
     async def _dial(self, url: str, at: str, before: _Joining | None) -> _Joining | None:
@@ -200,7 +123,7 @@ class Membership:
         """Dial those as well."""
         self._callers[by] = frozenset(callers) - frozenset(self._controllers)
         for caller in self._callers[by]:
-            self._keep(caller, "")
+            self._names.start(caller, "")
 
 
 class _Joining:

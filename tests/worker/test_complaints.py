@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from fastchat_serve.worker.heartbeat import Complaints
+from fastchat_serve.worker.complaints import Complaints
 
 
 class Clock:
