@@ -27,7 +27,7 @@ BROKEN = "connection broken"
 WRONG = "wrong text"
 
 
-class Outcome(Struct):
+class Outcome(Struct, eq=False):
     """What became of one request.
 
     Attributes:
@@ -70,6 +70,7 @@ class Load:
         self._streams, self._plain_per_s, self._words = streams, plain_per_s, words
         self._is_patient = is_patient
         self.outcomes: list[Outcome] = []
+        self._under_way: set[Outcome] = set()
         self._numbers = itertools.count()
         self._over = False
 
@@ -106,6 +107,13 @@ class Load:
             while len(self.outcomes) == before:  # noqa: ASYNC110 - an outcome sets no event
                 await anyio.sleep(0.01)
 
+    async def what_is_under_way_has_ended(self) -> None:
+        """Return when what is under way now has ended: the next fault is the first one that newer requests meet."""
+        earlier = frozenset(self._under_way)
+        with anyio.fail_after(20):
+            while earlier & self._under_way:  # noqa: ASYNC110 - an outcome sets no event
+                await anyio.sleep(0.01)
+
     async def _stream_after_stream(self) -> None:
         while not self._over:
             await self._ask(is_stream=True)
@@ -122,6 +130,7 @@ class Load:
         text = self._text(self._words if is_stream else 3)
         asked = {"model": "echo", "prompt": text, "max_tokens": 100_000, "stream": is_stream}
         outcome = Outcome(is_stream)
+        self._under_way.add(outcome)
         request = post("/v1/completions", asked, authorization=f"Bearer {self._key}")
         reply = await self._reply(request, outcome)
         while self._is_patient and (reply is None or reply.status == 503) and not outcome.begun:
@@ -135,6 +144,7 @@ class Load:
             end = ending(reply)
             is_right = text.startswith(end.text) if end.code else end.text == text
             outcome.code = end.code if is_right else f"{WRONG}: {end.text!r} instead of {text!r}"
+        self._under_way.remove(outcome)
         self.outcomes.append(outcome)
 
     async def _reply(self, request: bytes, outcome: Outcome) -> Reply | None:

@@ -22,6 +22,9 @@ from tests.end_to_end.raw import Connection
 __all__ = ["Network", "Place", "why_no_nat", "why_not"]
 
 _CLONE_NEWNET: Final = 0x40000000
+_FOR_GOOD: Final = "90"
+_UNTIL_HEALED: Final = "100"
+"""Both name rules of the hub by their place in its order."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -135,11 +138,11 @@ class Network:
 
     def cut(self, sender: Place, receiver: Place) -> None:
         """What one sends to the other vanishes on its way."""
-        self._drop("from", sender.address, "to", receiver.address)
+        self._drop("from", sender.address, "to", receiver.address, order=_UNTIL_HEALED)
 
     def shield(self, place: Place, port: int = 8000) -> None:
-        """Let nobody dial it there: what a firewall does that is not told of a port."""
-        self._drop("to", place.address, "ipproto", "tcp", "dport", str(port))
+        """Let nobody dial it there, for good: what a firewall does that is not told of a port."""
+        self._drop("to", place.address, "ipproto", "tcp", "dport", str(port), order=_FOR_GOOD)
 
     def part(self, one: Place, other: Place) -> None:
         """Cut both directions."""
@@ -150,17 +153,28 @@ class Network:
         """Forward again what these send to each other."""
         for sender, receiver in ((one, other), (other, one)):
             with suppress(subprocess.CalledProcessError):  # it was not cut that way
-                _ip("-n", self._hub, "rule", "del", "from", sender.address, "to", receiver.address, "pref", "100")
+                _ip(
+                    "-n",
+                    self._hub,
+                    "rule",
+                    "del",
+                    "from",
+                    sender.address,
+                    "to",
+                    receiver.address,
+                    "pref",
+                    _UNTIL_HEALED,
+                )
 
     def heal(self) -> None:
-        """Forward everything again."""
-        for _ in _ip("-n", self._hub, "rule", "show", "pref", "100").splitlines():
-            _ip("-n", self._hub, "rule", "del", "pref", "100")
+        """Forward again whatever was cut."""
+        for _ in _ip("-n", self._hub, "rule", "show", "pref", _UNTIL_HEALED).splitlines():
+            _ip("-n", self._hub, "rule", "del", "pref", _UNTIL_HEALED)
 
     # -------------------------------------------------------------------------------------------------
 
-    def _drop(self, *selector: str) -> None:
-        _ip("-n", self._hub, "rule", "add", *selector, "blackhole", "pref", "100")
+    def _drop(self, *selector: str, order: str) -> None:
+        _ip("-n", self._hub, "rule", "add", *selector, "blackhole", "pref", order)
 
     def _namespace(self, name: str) -> str:
         namespace = f"{self._prefix}-{name}"

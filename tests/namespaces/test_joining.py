@@ -7,8 +7,8 @@ import anyio
 import pytest
 from msgspec import Struct
 
-from tests.cluster import TOKEN, api, worker
-from tests.namespaces.conftest import OPEN, Host, Hosts
+from tests.cluster import api, worker
+from tests.namespaces.hosts import OPEN, Host, Hosts
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +98,7 @@ async def refused(hosts: Hosts, controller: Host) -> dict[str, tuple[Host, str]]
 async def test_a_worker_that_cannot_be_listed_says_once_what_to_change(controller, refused, name):
     host, says = refused[name]
     await host.role.says("Not listed at")
-    lines = [line for line in host.role.log.splitlines() if "heartbeat: " in line]
+    lines = [line for line in host.role.log.splitlines() if "WARNING" in line]
     assert len(lines) == 1, host.role.log
     assert says in lines[0]
     told = [line for line in controller.role.log.splitlines() if f"A node at {host.address} is not listed" in line]
@@ -107,7 +107,7 @@ async def test_a_worker_that_cannot_be_listed_says_once_what_to_change(controlle
 
 
 async def test_none_of_them_was_listed(hosts, controller, refused):
-    assert await hosts.cards(controller, TOKEN) == []
+    assert await hosts.cards(controller) == []
 
 
 async def test_an_api_that_cannot_reach_a_listed_worker_says_once_what_is_in_the_way(hosts, controller):
@@ -117,7 +117,7 @@ async def test_an_api_that_cannot_reach_a_listed_worker_says_once_what_is_in_the
     await hosts.know(controller, 1)
     await anyio.sleep(RETRIES_S)
     lines = [line for line in front.role.log.splitlines() if "WARNING" in line]
-    hosts.network.mend(front.place, back.place)
+    hosts.network.heal()
     await hosts.know(front, 1)
     assert len(lines) == 1, front.role.log
     assert f"{back.url} does not answer within 2 s (is that address right, and the way open?)" in lines[0]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
 
-from tests.cluster import TOKEN, worker
+from tests.cluster import worker
 from tests.faults.load import BROKEN
-from tests.namespaces.conftest import Host, Hosts
+from tests.namespaces.hosts import HARDLY_S, SOON_S, Host, Hosts
 from tests.namespaces.network import Network, why_no_nat
-from tests.namespaces.test_split import HARDLY_S, SOON_S
 
 pytestmark = pytest.mark.anyio
 
@@ -33,17 +31,8 @@ async def pair(hosts: Hosts) -> Pair:
     behind_nat = hosts.at(hosts.network.place_behind_nat("inside"), "inside", out)
     pair = Pair(one, other, hosts.api(one, other), hosts.worker(one, other), behind_nat)
     await hosts.start(*pair)
-    await hosts.know(pair.api, 2)
+    await hosts.is_well(pair.api, one, other, ready=2)
     return pair
-
-
-@pytest.fixture(autouse=True)
-async def all_is_well_again(hosts: Hosts, pair: Pair) -> AsyncIterator[None]:
-    """Each test leaves it as it found it."""
-    yield
-    hosts.network.heal()
-    for host in (pair.api, pair.one, pair.other):
-        await hosts.know(host, 2)
 
 
 async def test_a_worker_behind_nat_listens_on_nothing_and_fails_over_like_any_other(hosts, pair):
@@ -57,6 +46,7 @@ async def test_a_worker_behind_nat_listens_on_nothing_and_fails_over_like_any_ot
         await load.is_at_work()
         await pair.worker.role.start()
         await hosts.know(pair.api, 2)
+        await load.what_is_under_way_has_ended()
         await pair.behind_nat.role.kill()
         gone_s = await hosts.know(pair.api, 1)
         await load.is_at_work()
@@ -64,7 +54,7 @@ async def test_a_worker_behind_nat_listens_on_nothing_and_fails_over_like_any_ot
         back_s = await hosts.know(pair.api, 2)
         await load.is_at_work()
     assert load.errors == {}
-    assert gone_s < 0.5
+    assert gone_s < HARDLY_S
     assert back_s < SOON_S
     assert load.longest_wait_s < HARDLY_S
 
@@ -121,9 +111,9 @@ async def test_f6_a_controller_that_slept_while_workers_changed_confuses_nobody(
         await load.is_at_work(2.0)
         pair.one.role.go_on()
         for _ in range(20):
-            assert await hosts.know(pair.api, 2) < 0.5
+            assert await hosts.ready(pair.api) == 2
             await load.is_at_work(0.05)
         assert await hosts.know(pair.one, 2) < SOON_S
-    assert [card["state"] for card in await hosts.cards(pair.one, TOKEN)].count("ready") == 2
+    assert await hosts.ready(pair.one) == 2
     assert load.errors == {}
     assert load.longest_wait_s < HARDLY_S
