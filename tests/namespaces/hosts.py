@@ -85,8 +85,9 @@ class Hosts:
         for host, ready in self._steady.items():
             await self.know(host, ready)
 
-    def load(self, api: Host, **settings: Any) -> Load:
-        return Load(partial(self.client.connected, api.address), key=KEY, **settings)
+    def load(self, api: Host, *, words: int = 40) -> Load:
+        """Of streams that take less than a second each: every test waits for its last ones."""
+        return Load(partial(self.client.connected, api.address), key=KEY, words=words)
 
     async def ask(self, api: Host, path: str, body: dict[str, Any]) -> Reply:
         async with self.client.connected(api.address) as connection:
