@@ -242,15 +242,14 @@ class Connection(asyncio.Protocol):
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer is for nobody here
-        self._headers.append((name.lower(), value))
-        if len(self._headers) > self._limits.headers:
-            raise _Refused("The request has too many headers.")
+        if self._in_head:  # a trailer is for nobody here
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
         self._overhead_bytes = 0
+        if len(self._headers) > self._limits.headers:
+            raise _Refused("The request has too many headers.")
         if self._head_bytes > self._limits.head_bytes:  # else it was shorter, whatever else came with it
             size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
             if size > self._limits.head_bytes:

@@ -18,7 +18,7 @@ __all__ = ["missing_methods", "required_capabilities"]
 def required_capabilities(request: GenerateRequest) -> frozenset[Capability]:
     """What an engine must have declared to be given `request`."""
     prompt = request.prompt
-    needed = {Capability.GENERATE, _PROMPT_CAPABILITY[type(prompt)]}
+    needed: set[Capability] = set()
     if isinstance(prompt, ChatPrompt) and prompt.tools:
         needed.add(Capability.TOOLS)
         if prompt.tool_choice is not None:
@@ -36,7 +36,8 @@ def required_capabilities(request: GenerateRequest) -> frozenset[Capability]:
         needed.add(_CONSTRAINT_CAPABILITY[type(request.constraint)])
     if request.adapter is not None:
         needed.add(Capability.ADAPTERS)
-    return frozenset(needed)
+    plain = _PLAIN[type(prompt)]
+    return plain | needed if needed else plain  # nearly always the same object, which knows its hash
 
 
 def missing_methods(engine: Engine) -> list[str]:
@@ -78,11 +79,11 @@ _METHODS = MappingProxyType(
     }
 )
 
-_PROMPT_CAPABILITY = MappingProxyType(
+_PLAIN = MappingProxyType(
     {
-        TextPrompt: Capability.TEXT_PROMPT,
-        TokenPrompt: Capability.TOKEN_PROMPT,
-        ChatPrompt: Capability.CHAT,
+        TextPrompt: frozenset({Capability.GENERATE, Capability.TEXT_PROMPT}),
+        TokenPrompt: frozenset({Capability.GENERATE, Capability.TOKEN_PROMPT}),
+        ChatPrompt: frozenset({Capability.GENERATE, Capability.CHAT}),
     }
 )
 

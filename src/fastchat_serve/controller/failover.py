@@ -55,7 +55,7 @@ def about_tokens(request: GenerateRequest) -> int:
     elif isinstance(prompt, TextPrompt):
         read = len(prompt.text) // _CHARS_PER_TOKEN
     else:
-        read = sum(len(message.text) for message in prompt.messages) // _CHARS_PER_TOKEN
+        read = sum([len(message.text) for message in prompt.messages]) // _CHARS_PER_TOKEN
     wanted = request.sampling.max_tokens
     return 1 + read + (_USUAL_ANSWER if wanted is None else min(wanted, _USUAL_ANSWER))
 

@@ -47,6 +47,7 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 # Where msgspec says that something is: "`key` in `$.logit_bias`".
 _PLACE = re.compile(r"(?:`key` in )?`\$\.?([^`]*)`")
 _SHOWN_CHARS = 200
+_COUNTED_BYTES = 4096
 _JSON_TYPE = re.compile(rb"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.IGNORECASE)
 
 
@@ -184,7 +185,9 @@ def _require_modest_shape(body: bytes) -> None:
 
 
 def _has_more(body: bytes, byte: bytes, than: int) -> bool:
-    """Whether `byte` occurs that often. Where it is rare, to look for it is 30 times as fast as to count it."""
+    """Whether `byte` occurs that often. Where it is rare, to look for it in much is 30 times as fast as to count it."""
+    if len(body) < _COUNTED_BYTES:
+        return body.count(byte) > than
     place = -1
     for _ in range(than + 1):
         place = body.find(byte, place + 1)
