@@ -54,11 +54,11 @@ class Done(NamedTuple):
 class Terminal:
     """A command on a pseudo-terminal; what it wrote is read without escape sequences."""
 
-    def __init__(self, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
+    def __init__(self, arguments: tuple[str, ...], environ: Mapping[str, str], columns: int) -> None:
         self._main, inner = pty.openpty()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastchat_serve", *arguments],
-            env={**environ, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"},
+            env={**environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"},
             preexec_fn=lambda: os.login_tty(inner),
         )
         os.close(inner)
@@ -138,8 +138,8 @@ def terminal(environ: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     """``terminal("chat", …)`` starts a command on a terminal; it is ended with the test."""
     opened: list[Terminal] = []
 
-    def open_terminal(*arguments: str) -> Terminal:
-        opened.append(Terminal(arguments, environ))
+    def open_terminal(*arguments: str, columns: int = 200) -> Terminal:
+        opened.append(Terminal(arguments, environ, columns))
         return opened[-1]
 
     yield open_terminal

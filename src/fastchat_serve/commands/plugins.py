@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fastchat_serve.engine import CONTRACT
-from fastchat_serve.plugins import inspect
+from fastchat_serve.commands.tables import print_table
+from fastchat_serve.plugins import PluginReport, inspect
 
 __all__ = ["run"]
 
 
 def run(_: argparse.Namespace) -> int:
-    """Print a table; exit code 1 if any plugin is broken."""
+    """Print a table, and what is wrong with those that are broken: then the exit code is 1."""
     reports = inspect()
-    table = Table(title=f"Plugins (this server speaks contract {CONTRACT})")
-    for column in ("name", "distribution", "version", "contract", "offers", "state"):
-        table.add_column(column, overflow="fold")
+    table = Table(pad_edge=False, show_edge=False)  # so that 80 columns hold the longest names of ours
+    for name in ("name", "distribution", "version"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("offers")
+    table.add_column("state")
     for report in reports:
-        offers = [f"engine {name}" for name in report.engines] + [f"model {name}" for name in report.models]
-        state = "[green]ok" if report.state == "ok" else f"[red]{report.problem}"
-        contract = "" if report.contract is None else str(report.contract)
-        table.add_row(report.name, report.distribution, report.version, contract, ", ".join(offers), state)
-    Console().print(table)
-    return int(any(report.state == "broken" for report in reports))
+        state = Text(report.state, "green" if report.state == "ok" else "red")
+        what = (report.name, report.distribution, report.version, ", ".join(_offers(report)))
+        table.add_row(*map(Text, what), state)
+    print_table(table)
+    broken = [report for report in reports if report.state == "broken"]
+    for report in broken:
+        print(f"{report.name} is broken: {report.problem}")
+    return int(bool(broken))
+
+
+def _offers(report: PluginReport) -> Iterator[str]:
+    for name in report.engines:
+        yield f"engine {name} (contract {report.contract})"
+    for name in report.models:
+        yield f"model {name}"
