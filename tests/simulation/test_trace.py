@@ -49,6 +49,9 @@ def test_azures_rows_count_from_the_first(tmp_path: Path) -> None:
         (OURS + '{"at_s": 0.6, "prompt_tokens": 1, "output_tokens": 1, "x": 1}\n', r"trace:2: .*unknown field `x`"),
         (OURS + "nonsense\n", r"trace:2: .*malformed"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,many,1\n", r"trace:2: .*not a row"),
+        ("", r"trace: there is no request in this trace"),
+        ("\n\n", r"trace: there is no request in this trace"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", r"trace: there is no request in this trace"),
         ("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03,1\n", r"trace:2: .*not a row"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,10 +29,12 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the plan once for each policy, and print a row for each."""
+    """Run the plan once for each policy, and print a column for each."""
     plan = load_plan(args.config, args.overrides)
     policies = _policies(plan)
     total = plan.synthetic.requests if args.trace is None else _lines(args.trace)
+    if args.picture is not None:
+        _try(args.picture)
     outcomes = []
     with _few_collections(), _progress() as progress:
         for name, policy in policies.items():
@@ -94,39 +96,58 @@ def _few_collections() -> Iterator[None]:
 
 
 def _table(outcomes: list[Outcome]) -> Table:
+    """A row for each measure: there are more of them than policies, and as rows they need less width."""
     table = Table()
     table.add_column("policy")
-    for number in (
-        *("good/s", "done", "refused", "failed", "retried", "resumed"),
-        *("queue p50 s", "p99", "first token p50 s", "p99"),
-        *("tokens/s", "cached", "hot spot", "longest queue"),
-    ):
-        table.add_column(number, justify="right")
-    table.add_column("load by worker")
     for outcome in outcomes:
-        table.add_row(*_row(outcome))
+        table.add_column(outcome.policy, justify="right", overflow="fold")
+    measured = [_measures(outcome) for outcome in outcomes]
+    for measure in measured[0]:
+        table.add_row(measure, *(each[measure] for each in measured))
     return table
 
 
-def _row(outcome: Outcome) -> Iterator[str]:
-    yield outcome.policy
-    yield f"{outcome.goodput:.2f}"
-    for number in (outcome.done, outcome.refused, outcome.failed.total()):
-        yield f"{number:,}"
-    for how in ("retried", "resumed"):
-        yield f"{outcome.moves[how]:,}"
-    for times in (outcome.queueing_s, outcome.first_token_s):
-        for share in (0.5, 0.99):
-            yield f"{quantile(times, share):.3f}"
-    yield f"{outcome.output_tokens / outcome.seconds if outcome.seconds else 0:,.0f}"
-    yield f"{outcome.cached:.1%}"
-    yield f"{outcome.hot_spot:.2f}"
-    yield f"{outcome.longest_queue:,}"
-    yield blocks(outcome.loads)
+def _measures(outcome: Outcome) -> dict[str, str]:
+    return {
+        "good/s": f"{outcome.goodput:.2f}",
+        "done": f"{outcome.done:,}",
+        "refused": f"{outcome.refused:,}",
+        "failed": f"{outcome.failed.total():,}",
+        "retried": f"{outcome.moves['retried']:,}",
+        "resumed": f"{outcome.moves['resumed']:,}",
+        "queue p50, s": _seconds(outcome.queueing_s, 0.5),
+        "queue p99, s": _seconds(outcome.queueing_s, 0.99),
+        "first token p50, s": _seconds(outcome.first_token_s, 0.5),
+        "first token p99, s": _seconds(outcome.first_token_s, 0.99),
+        "tokens/s": f"{outcome.output_tokens / outcome.seconds if outcome.seconds else 0:,.0f}",
+        "cached": f"{outcome.cached:.1%}",
+        "hot spot": f"{outcome.hot_spot:.2f}",
+        "longest queue": f"{outcome.longest_queue:,}",
+        "load by worker": blocks(outcome.loads, width=8),
+    }
+
+
+def _seconds(ordered: Sequence[float], share: float) -> str:
+    return f"{quantile(ordered, share):.3f}"
+
+
+def _try(path: Path) -> None:
+    """Whether it can be written is told before the run, which may take long, and nothing is changed."""
+    is_new = not path.exists()
+    with _writing(path):
+        path.open("a").close()
+    if is_new:
+        path.unlink()
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with _writing(path):
         path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"cannot write this file: {error.strerror or error}", file=str(path)) from None

@@ -75,12 +75,14 @@ def read_trace(path: Path, model: str) -> Iterator[Arrival]:
         with path.open(encoding="utf-8", newline="") as file:
             first = file.readline()
             read = _azure if first.startswith("TIMESTAMP") else _mooncake if '"input_length"' in first else _ours
-            before_s = 0.0
+            before_s, number = 0.0, 0
             for number, arrival in read(first, file, path, model):
                 if arrival.at_s < before_s:
                     raise ConfigError("this request comes before the one above", file=str(path), line=number)
                 before_s = arrival.at_s
                 yield arrival
+            if not number:
+                raise ConfigError("there is no request in this trace", file=str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"cannot read this trace: {reason}", file=str(path)) from None
