@@ -242,9 +242,11 @@ def test_controller_worker_and_api_find_each_other_by_fastchats_flags(tmp_path: 
     assert [card["id"] for card in models] == ["tiny"]
     assert answer["choices"][0]["message"]["content"] == "Hello you"
     assert "sk-secret" not in api
+    assert 'keys = ["${FASTCHAT_KEY}"]\n' in api
+    assert "# In the environment: FASTCHAT_KEY=(the key)\n" in api
     assert re.search(r"^\[fastchat\]$", started, re.MULTILINE)
     assert message.stdout.splitlines() == [
-        "Models: ['tiny']",
+        "Models: tiny",
         f"worker_addr: {controller}",
         "USER: Hi there",
         "ASSISTANT: Hi there",
@@ -280,7 +282,7 @@ def test_messages_over_openais_api_look_the_same(run: Callable[..., Any], url: s
     done = run("message", "--url", url, "--model-name", "echo", "--message", "to be or not", "--max-new-tokens", "2")
 
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["Models: ['echo', 'slow']", "USER: to be or not", "ASSISTANT: to be"]
+    assert done.stdout.splitlines() == ["Models: echo, slow", "USER: to be or not", "ASSISTANT: to be"]
 
 
 def test_a_model_that_nobody_serves_is_said_so(run: Callable[..., Any], url: str) -> None:
@@ -288,6 +290,7 @@ def test_a_model_that_nobody_serves_is_said_so(run: Callable[..., Any], url: str
 
     assert done.returncode == 1
     assert "nope" in done.stderr
+    assert done.stdout.endswith("ASSISTANT: \n"), "in a terminal the error stands on a line of its own"
 
 
 def test_the_structure_of_meanings_is_plain_data() -> None:

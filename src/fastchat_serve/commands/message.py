@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -41,18 +41,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _print(pieces: AsyncGenerator[str, None]) -> None:
-    """As they come."""
-    async with aclosing(pieces):
-        async for piece in pieces:
-            print(piece, end="", flush=True)
-    print()
+    """As they come. The last line is ended in any case, so that an error stands on one of its own."""
+    ended = True
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                print(piece, end="", flush=True)
+                ended = piece.endswith("\n") if piece else ended
+    finally:
+        if not ended:
+            print(flush=True)
 
 
 async def _openai(args: argparse.Namespace) -> AsyncGenerator[str, None]:
     client = client_from(args, args.url)
     async with over_http(client, args.model_name) as partner:
         listed = msgspec.json.decode(await client.get("/v1/models"), type=openai.ModelList)
-        yield f"Models: {sorted(card.id for card in listed.data)}\n"
+        yield f"Models: {_listed(card.id for card in listed.data)}\n"
         yield f"USER: {args.message}\nASSISTANT: "
         settings = Settings(args.temperature, args.max_new_tokens)
         async with aclosing(partner.answer([Message(role="user", content=args.message)], settings)) as chunks:
@@ -73,7 +78,7 @@ async def _fastchat(args: argparse.Namespace) -> AsyncGenerator[str, None]:
             controller = await client_of(args.controller_address)
             await controller.call("/refresh_all_workers", None, Any)
             models = await controller.call("/list_models", None, wire.ModelNames)
-            yield f"Models: {sorted(models.models)}\n"
+            yield f"Models: {_listed(models.models)}\n"
             address = (await controller.call("/get_worker_address", asked, wire.Address)).address
             yield f"worker_addr: {address}\n"
         if not address:
@@ -97,3 +102,7 @@ async def _fastchat(args: argparse.Namespace) -> AsyncGenerator[str, None]:
                     raise RequestFailed(f"The worker failed ({message.error_code}): {message.text}")
                 yield text.feed(message.text)
         yield text.finish()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

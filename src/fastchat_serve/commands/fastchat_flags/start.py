@@ -23,7 +23,8 @@ REASONS = "# `fastchat-serve docs fastchat-flags` says why, and what there is in
 def start(meaning: Meaning, overrides: Sequence[str]) -> int:
     """Serve until a signal. Raises `StartupError`."""
     hint = [HEADING + as_toml(_without_secrets(meaning.tables))]
-    hint += [f"# In the environment: {name}={value}" for name, value in meaning.environ.items()]
+    environ = meaning.environ | dict.fromkeys(_key_variables(meaning.tables), "(the key)")
+    hint += [f"# In the environment: {name}={value}" for name, value in environ.items()]
     hint += [f"# {note}." for note in meaning.notes]
     hint += [REASONS] if meaning.notes else []
     print("\n".join(hint), file=sys.stderr, flush=True)
@@ -57,6 +58,13 @@ def _key(key: str) -> str:
 
 
 def _without_secrets(tables: Mapping[str, Any]) -> dict[str, Any]:
-    if "keys" not in tables.get("api", {}):
+    """What is good for a file as it is: with variables in place of API keys."""
+    variables = _key_variables(tables)
+    if not variables:
         return dict(tables)
-    return {**tables, "api": {**tables["api"], "keys": ["your key" for _ in tables["api"]["keys"]]}}
+    return {**tables, "api": {**tables["api"], "keys": [f"${{{name}}}" for name in variables]}}
+
+
+def _key_variables(tables: Mapping[str, Any]) -> list[str]:
+    keys = tables.get("api", {}).get("keys", ())
+    return [f"FASTCHAT_KEY_{number}" if number > 1 else "FASTCHAT_KEY" for number, _ in enumerate(keys, 1)]
