@@ -71,6 +71,16 @@ def test_it_is_told_who_was_not_asked_and_why() -> None:
     assert [each.score is None for each in card.candidates] == [False, False, True, True, True]
 
 
+def test_a_worker_that_is_lost_is_as_fast_as_it_was() -> None:
+    dispatcher = fleet(StrawWorker("lost", speed=3.0), StrawWorker("open"), StrawWorker("other"))
+    ask(dispatcher, "before")
+    dispatcher.registry.workers[0].state = WorkerState.LOST  # type: ignore[attr-defined]
+    ask(dispatcher)
+
+    (card,) = told(dispatcher)
+    assert {each.id: (each.standing, each.speed) for each in card.candidates}["lost"] == ("not ready", 3.0)
+
+
 def test_each_move_of_an_answer_is_told_with_what_made_it_move() -> None:
     workers = [StrawWorker(name) for name in "abc"]
     dispatcher = fleet(*workers)

@@ -70,12 +70,12 @@ class Member:
     def look(self) -> Seen:
         """As it is now."""
         worker = self.worker
-        if worker.state is not WorkerState.READY:
-            return Seen(work=self.work)
-        info = worker.info
-        if info is not self._info:
-            self._info, self._kind = info, Kind(info.capabilities, info.fingerprint)
         speed = worker.speed
         if not 0 < speed < math.inf:
             speed = 0.0
+        if worker.state is not WorkerState.READY:
+            return Seen(speed=speed, work=self.work)
+        info = worker.info
+        if info is not self._info:
+            self._info, self._kind = info, Kind(info.capabilities, info.fingerprint)
         return Seen(self._kind, worker.full, speed, worker.queue_length, self.work)
