@@ -33,6 +33,10 @@ _IDENTITY_FILES = (
 )
 """What, beside weights and chat template, decides which tokens a request becomes and where its answer ends."""
 _ADVICE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_REMEDY = (
+    "Check its spelling and the network, or give the path of a folder; with HF_HUB_OFFLINE=1 nothing but earlier "
+    "downloads is looked at."
+)
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SAMPLE_BYTES = 2**20
 _SAMPLES = 64
@@ -140,9 +144,13 @@ def _fetched(
             snapshot_download(model, revision=revision, allow_patterns=[*side, *([pattern] if pattern else [])])
         )
     except RepositoryNotFoundError as error:
-        raise StartupError(f"no folder {model!r} here, and no such model on the hub (or it is private)") from error
+        raise StartupError(
+            f"no folder {model!r} here, and no such model on the hub (or it is private). {_REMEDY}"
+        ) from error
     except LocalEntryNotFoundError as error:
-        raise StartupError(f"no folder {model!r} here, and the hub cannot be reached to download it") from error
+        raise StartupError(
+            f"no folder {model!r} here, and the hub cannot be reached to download it. {_REMEDY}"
+        ) from error
     except Exception as error:  # whatever the client's HTTP library raises when there is no network
         return _from_cache(model, revision, error)
 
@@ -156,7 +164,9 @@ def _from_cache(model: str, revision: str | None, cause: Exception) -> Path:
         return Path(snapshot_download(model, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         reason = str(cause).strip().split("\n", 1)[0] or type(cause).__name__
-        raise StartupError(f"no folder {model!r} here, and downloading it failed: {reason}") from cause
+        raise StartupError(
+            f"no folder {model!r} here, and downloading it failed: {reason.rstrip('.')}. {_REMEDY}"
+        ) from cause
 
 
 def _say_nothing(stage: str, fraction: float | None = None) -> None:
