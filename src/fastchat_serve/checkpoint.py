@@ -7,6 +7,7 @@ downloaded to the hub's cache first (or found there, when offline). ``huggingfac
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -132,6 +133,7 @@ def _fetched(
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+    _log_once()
     say = progress or _say_nothing
     say(f"looking up {model}")
     try:
@@ -167,6 +169,12 @@ def _from_cache(model: str, revision: str | None, cause: Exception) -> Path:
         raise StartupError(
             f"no folder {model!r} here, and downloading it failed: {reason.rstrip('.')}. {_REMEDY}"
         ) from cause
+
+
+def _log_once() -> None:
+    """The hub's client prints all that it logs, which whoever has a log would see twice."""
+    if logging.getLogger().handlers:
+        logging.getLogger("huggingface_hub").handlers.clear()
 
 
 def _say_nothing(stage: str, fraction: float | None = None) -> None:

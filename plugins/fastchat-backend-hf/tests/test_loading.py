@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import shutil
 import socket
 import threading
@@ -235,9 +237,30 @@ async def test_a_hub_model_that_was_downloaded_before_needs_no_network(
 
     async with open_hf(EngineSetup("someone/cached", HfOptions(device="cpu"), lambda *_: None)) as engine:
         assert engine.info.context_length == 512
-    with pytest.raises(StartupError, match=r"no folder 'demoo' here, and downloading it failed: Temporary .*\. Check its spelling"):
+    with pytest.raises(
+        StartupError, match=r"no folder 'demoo' here, and downloading it failed: Temporary .*\. Check its spelling"
+    ):
         async with open_hf(EngineSetup("demoo", HfOptions(device="cpu"), lambda *_: None)):
             pass
+
+
+async def test_what_the_hubs_client_has_to_say_is_logged_and_not_printed_as_well(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    printed = io.StringIO()
+    hub = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(hub, "handlers", [logging.StreamHandler(printed)])
+
+    def unreachable(model: str, **settings: object) -> str:
+        hub.warning("Retrying in 8s [Retry 5/5].")
+        raise LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(StartupError, match="cannot be reached"):
+        async with open_hf(EngineSetup("someone/absent", HfOptions(device="cpu"), lambda *_: None)):
+            pass
+    assert caplog.messages == ["Retrying in 8s [Retry 5/5]."]
+    assert printed.getvalue() == ""
 
 
 async def test_weights_that_lack_tensors_are_refused(opened: Opened, edited: Edited) -> None:
