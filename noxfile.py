@@ -1,7 +1,8 @@
 """One command each for what is done here often: ``nox -s NAME``, ``nox --list`` for all.
 
-torch is installed by itself and first: asked for by another package, pip takes a build with gigabytes of
-CUDA libraries.
+torch is installed by itself, first, and at one version, so that no other package's wishes pick another. Which build
+of it that is, is for pip's indexes to say: PyPI's for Linux brings gigabytes of CUDA libraries, and the README names
+the index of those that do not.
 """
 
 from __future__ import annotations
