@@ -20,7 +20,7 @@ import pytest
 
 from fastchat_serve.commands.fastchat_flags import arguments, tables
 from fastchat_serve.commands.fastchat_flags.start import as_toml
-from fastchat_serve.configfile.load import config_from_tables, convert_options
+from fastchat_serve.configfile.load import config_from_tables, convert_options, load_config
 from fastchat_serve.errors import StartupError
 from tests.docs.backends_here import backends
 from tests.docs.test_fastchat_flags import FLAGS
@@ -269,6 +269,17 @@ def test_what_is_printed_is_the_config_that_runs(tmp_path: Path) -> None:
     assert config["server"] == {"host": "localhost", "port": 0}
     assert "# --seed has no counterpart.\n" in printed
     assert "fastchat-serve docs fastchat-flags" in printed
+
+
+def test_what_is_printed_of_keys_is_good_for_a_file_as_it_is(tmp_path: Path) -> None:
+    flags = ("--port", "0", "--controller-address", "http://127.0.0.1:9", "--api-keys", "sk-one,sk-two")
+    with running(tmp_path, "api", *flags) as (_, printed):
+        written = "[server]" + printed.partition("[server]")[2].partition("\n# In the environment")[0]
+    (tmp_path / "kept.toml").write_text(written)
+    kept = load_config(tmp_path / "kept.toml", environ={"FASTCHAT_KEY": "sk-one", "FASTCHAT_KEY_2": "sk-two"})
+
+    assert kept.api is not None
+    assert [key.reveal() for key in kept.api.keys] == ["sk-one", "sk-two"]
 
 
 def test_a_bad_value_is_refused_in_one_line(run: Callable[..., Any]) -> None:
