@@ -1,4 +1,4 @@
-"""``fastchat-serve drain``: let a worker, or a whole process, finish what it has, and go."""
+"""``fastchat-serve drain``: let a worker, all of a model, or a whole process, finish what it has, and go."""
 
 from __future__ import annotations
 
