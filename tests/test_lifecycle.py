@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -149,6 +150,37 @@ async def test_a_model_is_loaded_while_the_server_runs_and_its_progress_is_told(
         assert [event["done"] for event in told] == [False] * (len(told) - 1) + [True]
         assert told[-1]["workers"][0]["state"] == "ready"
         assert told[-1]["workers"][0]["id"] == server.application.workers[1].id
+
+
+async def test_what_an_operator_has_done_is_logged_with_workers_and_names(serving, gate, caplog):
+    caplog.set_level(logging.INFO, logger="fastchat_serve.controller.operations")
+    async with operated(serving, gate) as (server, operator):
+        await operator.told("/cluster/models/load", {"backend": "gated", "names": ["two"]})
+        loaded = server.application.workers[1].id
+        await operator.ask("/cluster/aliases", {"name": "prod", "model": "two"})
+        await operator.ask("/cluster/aliases/prod", method="DELETE")
+        await operator.told("/cluster/models/reload", {"name": "two"})
+        fresh = server.application.workers[1].id
+        await operator.told("/cluster/models/unload", {"name": "two"})
+    assert [record.message for record in caplog.records if record.name == "fastchat_serve.controller.operations"] == [
+        "Load of two (backend gated) begins: an operator wants it.",
+        f"Load of two (backend gated) is done: there is worker {loaded} (two).",
+        f"Worker {loaded} is called 'prod' as well.",
+        f"Worker {loaded} is not called 'prod' any more.",
+        f"Reload of worker {loaded} (two) begins: an operator wants it.",
+        f"Reload of worker {loaded} (two) is done: there is worker {fresh} (two).",
+        f"Unload of worker {fresh} (two) begins: an operator wants it.",
+        f"Unload of worker {fresh} (two) is done.",
+    ]
+
+
+async def test_a_load_that_fails_is_logged_with_its_reason(serving, gate, caplog):
+    async with operated(serving, gate) as (_, operator):
+        gate.failure = "no such weights"
+        await operator.told("/cluster/models/load", {"backend": "gated", "names": ["two"]})
+    (line,) = (message for message in caplog.messages if message.startswith("Load of two"))
+    assert line.startswith("Load of two (backend gated) failed: ")
+    assert "no such weights" in line
 
 
 async def test_a_load_goes_on_when_whoever_began_it_has_left(serving, gate):

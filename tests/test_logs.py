@@ -131,3 +131,14 @@ def test_everything_that_is_logged_goes_there_and_afterwards_nothing(
     assert (tmp_path / "log").read_text().endswith("INFO    a.b: said once\n")
     assert (tmp_path / "log").read_text().count("\n") == 1
     assert root.handlers == []
+
+
+def test_lines_of_one_of_several_processes_begin_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    with (tmp_path / "log").open("wb") as file, logging_to(file.fileno(), "info", process=1):
+        logging.getLogger("a.b").info("said")
+
+    assert (tmp_path / "log").read_text().startswith("[1] 2")

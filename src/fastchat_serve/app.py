@@ -82,6 +82,7 @@ class Application:
         hot: Those of its routes that our own server can call directly, by path.
         door: Lets requests in; the app's guard.
         links: To the other processes of its cluster, once it is served; None: it has no part in one.
+        asked_to_drain: An operator has asked for it; the signal to do so comes from ourselves.
         fastchat: All that is about FastChat's processes; None: they are not served.
 
     Raises:
@@ -96,6 +97,7 @@ class Application:
         siblings: Siblings | None = None,
     ) -> None:
         self.config, self._siblings = config, siblings
+        self.asked_to_drain = False
         self._parent = os.getppid()  # who leads us, if we have siblings; another takes its place if it dies
         self._plugins = plugins or Plugins()
         self._plugins.load(config.plugins)
@@ -315,6 +317,7 @@ class Application:
 
     def _ask_to_drain(self) -> None:
         """All processes behind our port, as if a supervisor did."""
+        self.asked_to_drain = True
         leads_us = self._siblings is not None and os.getppid() == self._parent
         os.kill(self._parent if leads_us else os.getpid(), signal.SIGTERM)
 

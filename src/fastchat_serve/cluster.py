@@ -33,6 +33,7 @@ from fastchat_serve.routes.auth import Keys
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.tls import dialling_context
 from fastchat_serve.worker.base import Worker
+from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.dial import CALL, NODE, UPGRADE, WATCH, Credentials
 from fastchat_serve.worker.heartbeat import Membership
 from fastchat_serve.worker.host import Manage
@@ -69,6 +70,7 @@ class ClusterLinks:
         self._credentials = Credentials(_authorization(config), dialling_context(config))
         self._tls = config.server.tls_certificate is not None
         self._host, self._port = config.server.host, 0
+        self._complaints = Complaints()
         self._accepts: dict[str, Callable[[], asyncio.Protocol]] = {}
         self._running = False
         self.node = self._node(workers, manage)
@@ -117,6 +119,8 @@ class ClusterLinks:
 
     async def close(self) -> None:
         """End all links, after what is still to be said. The caller bounds the wait for those that do not listen."""
+        if self._fleet is not None:
+            self._fleet.ending = True
         links = [link for part in (self.node, self._watchers, self._fleet) if part is not None for link in part.links]
         for link in links:
             link.close("this process is shutting down")
@@ -181,6 +185,17 @@ class ClusterLinks:
         return Watch(api.advertise or "", self._port, self._tls)
 
     def _accept(self, path: str, headers: Iterable[Header], transport: asyncio.Transport) -> asyncio.Protocol:
+        try:
+            self._check(headers, transport)
+        except InvalidRequest as refusal:
+            self._complaints.say(f"A process at {_peer_host(transport)} is refused", str(refusal))
+            raise
+        if not self._running:
+            raise Unavailable("This process is just starting.", retry_after_s=1.0)
+        return self._accepts[path]()
+
+    def _check(self, headers: Iterable[Header], transport: asyncio.Transport) -> None:
+        """Raises `InvalidRequest` to who is none of this cluster."""
         if self._keys:
             self._keys.require(header(headers, b"authorization"))
         if self._tls and self._config.cluster.tls_ca is not None and not _shows_certificate(transport):
@@ -190,9 +205,11 @@ class ClusterLinks:
             raise InvalidRequest(
                 f"Links here speak {UPGRADE}: install the same version of fastchat-serve on both sides."
             )
-        if not self._running:
-            raise Unavailable("This process is just starting.", retry_after_s=1.0)
-        return self._accepts[path]()
+
+
+def _peer_host(transport: asyncio.Transport) -> str:
+    address = transport.get_extra_info("peername")
+    return str(address[0]) if isinstance(address, tuple) else "an unknown address"
 
 
 def _keep_ours(choosing: Choosing) -> None:

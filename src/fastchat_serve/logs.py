@@ -101,10 +101,14 @@ class LogWriter(logging.Handler):
 
 
 @contextmanager
-def logging_to(fd: int, level: str) -> Iterator[LogWriter]:
-    """Have everything that is logged at `level` or above, and Python's warnings, written to `fd`."""
+def logging_to(fd: int, level: str, process: int | None = None) -> Iterator[LogWriter]:
+    """Have everything that is logged at `level` or above, and Python's warnings, written to `fd`.
+
+    Args:
+        process: Which of several processes this is, that write to one log: lines begin with it.
+    """
     writer, root = LogWriter(fd), logging.getLogger()
-    writer.setFormatter(logging.Formatter(_FORMAT))
+    writer.setFormatter(logging.Formatter(_FORMAT if process is None else f"[{process}] {_FORMAT}"))
     logging.basicConfig(handlers=[writer], level=level.upper())
     logging.captureWarnings(True)
     # uvicorn tells of every connection's small troubles at "info".

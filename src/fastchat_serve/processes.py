@@ -41,6 +41,8 @@ class Place(Struct, frozen=True):
     own: socket.socket
     """Where it alone listens."""
     siblings: Siblings
+    index: int
+    """Which of them it is, from 0."""
 
 
 def in_processes(config: Config, serve: Callable[[Config, Place], int]) -> int:
@@ -58,7 +60,7 @@ def in_processes(config: Config, serve: Callable[[Config, Place], int]) -> int:
     lifeline, ours = os.pipe()
 
     def serve_as(index: int) -> int:
-        return serve(config, Place(shared, own[index], siblings.but(index)))
+        return serve(config, Place(shared, own[index], siblings.but(index), index))
 
     def start() -> int:
         """The child's process id; 0 in the child itself."""

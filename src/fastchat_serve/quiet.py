@@ -33,9 +33,9 @@ class QuietProcess:
         self._over = anyio.Event()
 
     @property
-    def url(self) -> str:
+    def where(self) -> str:
         """For the log."""
-        return "no address"
+        return "to those that it dials; it listens nowhere"
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Load the engines, and dial until `drain` or `stop`. Raises `StartupError`."""

@@ -137,6 +137,11 @@ class HttpServer:
         return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
 
     @property
+    def where(self) -> str:
+        """For the log."""
+        return f"at {self.url}"
+
+    @property
     def started(self) -> bool:
         """All engines are loaded and requests are answered."""
         return self._uvicorn.started
@@ -215,10 +220,17 @@ async def serve(server: HttpServer | QuietProcess, on_ready: Callable[[], object
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again and again
             on_ready()
-            served = ", ".join(name for worker in application.workers for name in worker.names)
-            logger.info("Serving %s at %s", served or "what other processes have", server.url)
+            logger.info("Serving %s %s", _what(application), server.where)
         listening.cancel_scope.cancel()
     logger.info("Stopped.")
+
+
+def _what(application: Application) -> str:
+    """Its models; a process that has none says what it is instead."""
+    names = [name for worker in application.workers for name in worker.names]
+    config = application.config
+    roles = (("controller", config.controller), ("API", config.api))
+    return ", ".join(names) or "as " + " and ".join(role for role, table in roles if table is not None)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -308,10 +320,11 @@ async def _obey_signals(
                 heard_at.append(now)
                 if len(heard_at) == 1:
                     server.application.refuse()  # at once, before anything else is read from a socket
-                    logger.info("%s: finishing accepted work. Once more to stop at once.", name)
+                    why = "An operator drains this process" if server.application.asked_to_drain else name
+                    logger.info("%s: finishing accepted work. Once more to stop at once.", why)
                     tasks.start_soon(server.drain)
                 elif len(heard_at) == 2:
-                    logger.warning("%s again: stopping now.", name)
+                    logger.warning("%s: stopping now.", name)
                     server.stop()
                 else:
                     signal.signal(number, signal.SIG_DFL)

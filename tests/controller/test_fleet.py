@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from fastchat_serve.controller import damping
 from fastchat_serve.controller import fleet as module
-from fastchat_serve.controller.fleet import Fleet, NodeLink
+from fastchat_serve.controller.fleet import Fleet, NodeLink, node_label
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.protocol.link import FromHost, Gone, Hello, Leaving, Message, Ping, Statement, frame
 from fastchat_serve.worker.base import WorkerState
@@ -174,6 +175,30 @@ async def test_to_be_silent_is_no_life_a_machine_that_dies_at_once_each_time_is_
                 await anyio.sleep(0.01)
     async with node(fleet) as there:
         assert (await there.joins()).kept_out
+
+
+async def test_a_node_that_is_silent_and_heard_again_is_said_to_be_and_by_where_it_is(fleet, registry, caplog):
+    caplog.set_level(logging.INFO)
+    async with node(fleet) as there:
+        there.says(HELLO)
+        await until(lambda: there.link.hello is not None)
+        fleet.admit(there.link, "http://10.0.0.1:80")
+        there.link.link.pace(0.02)
+        await until(lambda: there.link.lost_at is not None)
+        there.says(Ping())
+        await until(lambda: there.link.lost_at is None)
+    label = "Node node at http://10.0.0.1:80"
+    assert caplog.messages[:3] == [
+        f"{label} is listed.",
+        f"{label} is lost: nothing is heard of it",
+        f"{label} is heard again.",
+    ]
+
+
+def test_what_a_node_says_of_itself_makes_one_short_word_of_a_line():
+    assert node_label("0123456789ab", "http://10.0.0.1:80") == "Node 01234567 at http://10.0.0.1:80"
+    assert node_label("no\nde", "x\ny" * 1000).count("\n") == 0
+    assert len(node_label("node", "x" * 1000)) == 300
 
 
 async def test_many_links_that_have_nothing_to_do_are_pinged_less_often(fleet, monkeypatch):

@@ -41,8 +41,8 @@ def serve_config(config: Config) -> int:
 
 def _serve(config: Config, place: Place | None = None) -> int:
     """One process's life. `place`: it is one of several."""
-    with logging_to(_standard_error(), config.server.log_level) as log, ExitStack() as until_ready:
-        siblings = None if place is None else place.siblings
+    siblings, index = (None, None) if place is None else (place.siblings, place.index)
+    with logging_to(_standard_error(), config.server.log_level, index) as log, ExitStack() as until_ready:
         application = Application(config, progress=until_ready.enter_context(loading_progress()), siblings=siblings)
         application.metrics.lost_log_lines = lambda: log.lost
         raise_limit()

@@ -30,9 +30,13 @@ def _table(workers: WorkerList) -> Table:
     for number in ("running", "waiting", "KV used", "context"):
         table.add_column(number, justify="right")
     table.add_column("on")
+    are_elsewhere = any(card.node for card in workers.workers)
+    if are_elsewhere:
+        table.add_column("node", overflow="fold")
     table.add_column("remarks", overflow="fold")
     for card in workers.workers:
-        table.add_row(*_row(card))
+        *facts, remarks = _row(card)
+        table.add_row(*facts, *([_node(card)] if are_elsewhere else []), remarks)
     return table
 
 
@@ -48,6 +52,11 @@ def _row(card: WorkerCard) -> tuple[Text | str, ...]:
         Text(" ".join(part for part in (card.device, card.dtype) if part)),
         Text(" ".join(part for part in (card.reason, card.stage, *card.notes) if part)),
     )
+
+
+def _node(card: WorkerCard) -> Text:
+    """As logs call it; empty for workers of the process that was asked."""
+    return Text(f"{card.node[:8]} at {card.address}" if card.node else "")
 
 
 def _state(card: WorkerCard) -> str:

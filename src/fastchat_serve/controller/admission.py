@@ -6,7 +6,6 @@ logs it, and logged here; it dials again until it is right.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
@@ -28,8 +27,6 @@ from fastchat_serve.worker.dial import CALL, Credentials, DialError, dial
 from fastchat_serve.worker.link import Link
 
 __all__ = ["PROOF_S", "Admission", "contract_problem"]
-
-logger = logging.getLogger(__name__)
 
 PROOF_S: Final = 2.0
 """How long a node may take to say who it is when it is called back."""
@@ -108,8 +105,6 @@ class Admission:
                 self._fleet.forget(before)
             self._table.add(NodeCard(hello.node, hello.address))
         self._fleet.admit(link, hello.address or link.link.peer_host)
-        where = f"at {hello.address}" if hello.address else "dials by itself"
-        logger.info("Node %s is listed (%s).", hello.node, where)
         if hello.address:
             link.link.send(Welcome())
         else:

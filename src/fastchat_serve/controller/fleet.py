@@ -35,7 +35,7 @@ from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.link import PING_S, Link
 from fastchat_serve.worker.remote import RemoteWorker
 
-__all__ = ["LEASE_S", "PINGS_PER_S", "Fleet", "NodeLink"]
+__all__ = ["LEASE_S", "PINGS_PER_S", "Fleet", "NodeLink", "node_label"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,13 @@ PINGS_PER_S: Final = 500
 
 _LOOK_S: Final = 0.5
 
+_LABEL_CHARS: Final = 300
+
+
+def node_label(node: str, place: str) -> str:
+    """A node as the log calls it: enough of its id to find it by, and where it is. Both are its own words: one line."""
+    return " ".join(f"Node {node[:8]} at {place}".split())[:_LABEL_CHARS]
+
 
 class Fleet:
     """See the module. ``await tasks.start(fleet.run)`` keeps the leases."""
@@ -62,6 +69,8 @@ class Fleet:
         """By worker, through which link it was heard of last."""
         self._damping, self._complaints = Damping(), Complaints()
         self._pace_s = PING_S
+        self.ending = False
+        """All links are about to be closed from here: that is nothing to complain of."""
         self.on_left: list[Callable[[str], None]] = []
         """Called with the id of every node that is forgotten."""
 
@@ -78,10 +87,11 @@ class Fleet:
         self._set_pace()
         for link in list(self._links.values()):
             if link.lost_at is not None and now - link.lost_at > LEASE_S:
-                logger.warning("Node %s is forgotten: it was not heard for %g s.", link.node, LEASE_S)
+                logger.warning("%s is forgotten: it was not heard for %g s.", link.label, LEASE_S)
                 self._forget(link)
                 continue
             if link.kept_out and (now >= self._damping.until(link.place) or not self._can_be_spared(link)):
+                logger.info("%s is used again.", link.label)
                 link.let_back()
             link.rest(self._pace_s)
         self._damping.forget(now)
@@ -102,6 +112,8 @@ class Fleet:
         if out_s > 0:
             self._complaints.say(f"Node at {place}", f"it comes and goes, and is kept out for up to {MOST_S:g} s")
         link.admitted(place or link.node, keep_out=out_s > 0)
+        if previous is None or previous.loss_told:
+            logger.info("%s is listed%s.", link.label, "" if previous is None else " again")
         self._set_pace()
         link.rest(self._pace_s)
         if previous is not None:
@@ -130,12 +142,18 @@ class Fleet:
             del self._hearing[worker_id]
             self._registry.remove(worker_id, for_good=for_good)
 
+    def miss(self, link: NodeLink, why: str) -> None:
+        """Nothing is heard of it, or its link is gone: say so, unless that was to be expected."""
+        if self._links.get(link.node) is link and not link.leaving and not self.ending:
+            link.loss_told = self._complaints.say(f"{link.label} is lost", why)
+
     def lose(self, link: NodeLink) -> None:
         """Its link is gone: whoever said before that it was leaving is not waited for."""
         if not link.leaving:
             assert link.lost_at is not None
             self._damping.lost(link.place, link.lost_at, since=link.in_since)
         elif self._links.get(link.node) is link:
+            logger.info("%s has left.", link.label)
             self._forget(link)
 
     def forget(self, node: str) -> None:
@@ -188,11 +206,17 @@ class NodeLink:
         """Since when they are, or would be."""
         self.lost_at: float | None = None
         """Since when nothing is heard, on the loop's clock; None if all is well."""
+        self.loss_told = False
+        """The log says that it is lost, and is to say when it is back."""
         self._trouble = anyio.Event()
 
     @property
     def node(self) -> str:
         return "" if self.hello is None else self.hello.node
+
+    @property
+    def label(self) -> str:
+        return node_label(self.node, self.place)
 
     @property
     def well(self) -> bool:
@@ -241,25 +265,31 @@ class NodeLink:
         if not self.is_admitted:
             self.link.abort("it is silent, and was not let in yet")
             return
-        self.lost_at = asyncio.get_running_loop().time()
-        self._trouble.set()
+        self._miss("nothing is heard of it")
         self._caller.silent()
 
     def heard(self) -> None:
         self.lost_at = None
+        if self.loss_told:
+            self.loss_told = False
+            logger.info("%s is heard again.", self.label)
         self._trouble = anyio.Event()
         if not self.kept_out:
             self._caller.heard()
 
     def closed(self, reason: str) -> None:
         if self.lost_at is None:
-            self.lost_at = asyncio.get_running_loop().time()
-        self._trouble.set()
+            self._miss(reason)
         self._caller.closed(reason)
         if self.is_admitted:
             self._fleet.lose(self)
 
     # -------------------------------------------------------------------------------------------------
+
+    def _miss(self, why: str) -> None:
+        self.lost_at = asyncio.get_running_loop().time()
+        self._trouble.set()
+        self._fleet.miss(self, why)
 
     def _find(self, said: Statement) -> RemoteWorker:
         worker = self.workers[said.worker] = _NodesWorker(said, self)
@@ -288,6 +318,14 @@ class _NodesWorker(RemoteWorker):
         super().__init__(said.worker, said.names, speed=said.speed)
         self._node_link = link
         self._listed_as: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def node(self) -> str:
+        return self._node_link.node
+
+    @property
+    def address(self) -> str:
+        return self._node_link.place
 
     def stated(self, said: Statement) -> None:
         super().stated(said)

@@ -42,13 +42,15 @@ class Operation:
     """See the module.
 
     Args:
+        what: For the log.
         more: Those that have come to it since.
 
     Attributes:
         error: Why it failed, once it is over; None: it did not.
     """
 
-    def __init__(self, workers: Iterable[Worker] = (), more: Callable[[], Iterable[Worker]] = tuple) -> None:
+    def __init__(self, what: str, workers: Iterable[Worker] = (), more: Callable[[], Iterable[Worker]] = tuple) -> None:
+        self.what = what
         self._workers, self._more = list(workers), more
         self.error: ServeError | None = None
         self.over = anyio.Event()
@@ -102,7 +104,7 @@ class Operations:
             recipe = await anyio.to_thread.run_sync(self._recipe, table)
         except ConfigError as error:
             raise _in_json(error) from None
-        operation = Operation()
+        operation = Operation(f"Load of {_named(recipe.table.names)} (backend {recipe.table.backend})")
         return self._begin(operation, lambda: self._crew.load(recipe, operation.add))
 
     def start(self, order: Literal["drain", "unload", "reload"], target: str) -> Operation:
@@ -111,18 +113,16 @@ class Operations:
         Raises:
             NotFound: There is neither a worker of this id nor a model of this name.
         """
-        operation = Operation(self._find(target))
+        found = self._find(target)
+        operation = Operation(f"{order.capitalize()} of {_called(found)}", found)
         return self._begin(operation, lambda: self._all(operation, order))
 
     async def obey(self, wanted: Obey) -> None:
         """What another process of the cluster asks for, of a worker of ours. Raises `ServeError`."""
-        self._crew.member(wanted.worker)
+        worker = self._crew.member(wanted.worker).worker
         match wanted.order:
-            case "alias":
-                self._crew.rename(wanted.worker, add=wanted.name)
-                return
-            case "unalias":
-                self._crew.rename(wanted.worker, drop=wanted.name)
+            case "alias" | "unalias" as order:
+                await self._rename(worker, order, wanted.name)
                 return
             case "load":
                 operation = await self.load(wanted.table or {})
@@ -177,7 +177,8 @@ class Operations:
             """Of that process; it says of them that they load before it says that it is done."""
             return [worker for worker in neighbour.beside(self._registry.workers) if worker.id not in before]
 
-        return self._begin(Operation(more=newcomers), lambda: neighbour.obey("load", table=table))
+        operation = Operation(f"Load beside worker {beside} at {neighbour.address}", more=newcomers)
+        return self._begin(operation, lambda: neighbour.obey("load", table=table))
 
     def _find(self, target: str) -> list[Worker]:
         named = [worker for worker in self._registry.workers if worker.id == target]
@@ -188,6 +189,7 @@ class Operations:
 
     def _begin(self, operation: Operation, work: Callable[[], Awaitable[None]]) -> Operation:
         assert self._tasks is not None, "nothing can be done yet"
+        logger.info("%s begins: an operator wants it.", operation.what)
         self._tasks.start_soon(self._do, operation, work)
         return operation
 
@@ -197,9 +199,17 @@ class Operations:
             operation.error = await _failure(work)
         finally:
             operation.over.set()
+            self._tell_end(operation)
         if operation.error is not None:  # what failed to load is held by what it failed with
             await anyio.lowlevel.checkpoint()  # and that by what has brought it here, until the loop turns
             collect_garbage()
+
+    def _tell_end(self, operation: Operation) -> None:
+        if operation.error is not None:
+            logger.error("%s failed: %s", operation.what, " ".join(str(operation.error).split()))
+            return
+        left = [worker for worker in operation.workers if not self.gone(worker)]
+        logger.info("%s is done%s.", operation.what, f": there is {_called(left)}" if left else "")
 
     async def _all(self, operation: Operation, order: Literal["drain", "unload", "reload"]) -> None:
         workers = tuple(operation.workers)
@@ -236,9 +246,20 @@ class Operations:
             self._crew.rename(worker.id, add=name)
         else:
             self._crew.rename(worker.id, drop=name)
+        said = "Worker %s is called %r as well." if order == "alias" else "Worker %s is not called %r any more."
+        logger.info(said, worker.id, name)
 
     def _is_ours(self, worker: Worker) -> bool:
         return worker.id in self._crew.by_id
+
+
+def _named(names: Iterable[str]) -> str:
+    """In one line, whatever names others have thought of."""
+    return " ".join(", ".join(names).split())
+
+
+def _called(workers: Iterable[Worker]) -> str:
+    return ", ".join(f"worker {worker.id} ({_named(worker.names)})" for worker in workers)
 
 
 def _elsewhere(worker: Worker) -> RemoteWorker:

@@ -15,7 +15,7 @@ from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve.controller.admission import PROOF_S, contract_problem
-from fastchat_serve.controller.fleet import Fleet, NodeLink
+from fastchat_serve.controller.fleet import Fleet, NodeLink, node_label
 from fastchat_serve.protocol.link import Hello, LinkBroken
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
 from fastchat_serve.worker.complaints import Complaints
@@ -59,6 +59,8 @@ class Watching:
         self._names = Names(controllers, self._watch, self._complaints)
         self._listings: dict[tuple[str, str], dict[str, NodeCard]] = {}
         """By controller: its URL, and one address of its host."""
+        self._missed: set[tuple[str, str]] = set()
+        """Controllers that the log says are not heard."""
         self._dialled: dict[str, anyio.Event] = {}
         """By node: set when what is known of it has changed."""
         self._listed_at: float | None = None
@@ -89,22 +91,30 @@ class Watching:
             try:
                 await dial(url, WATCH, lambda watcher=watcher: watcher.link, self._credentials, at=at)  # type: ignore[misc]
             except DialError as error:
-                self._complaints.say(f"No controller at {url}", str(error))
+                self._miss((url, at), f"No controller at {url}", str(error))
             else:
                 began = anyio.current_time()
                 await watcher.link.wait_closed()
                 if watcher.listed:
                     backoff.lasted(anyio.current_time() - began)
-                self._complaints.say(f"The controller at {url} is not heard any more", watcher.link.reason)
+                self._miss((url, at), f"The controller at {url} is not heard any more", watcher.link.reason)
             await anyio.sleep(backoff.wait_s())
+        self._missed.discard((url, at))
         for node in self._listings.pop((url, at)):
             self._look_at(node)
+
+    def _miss(self, controller: tuple[str, str], about: str, problem: str) -> None:
+        if self._complaints.say(about, problem):
+            self._missed.add(controller)
 
     # -------------------------------------------------------------------------------- of one controller
 
     def listed(self, controller: tuple[str, str], cards: Iterable[NodeCard]) -> None:
         """What it lists, and nothing else."""
         self._complaints.forget(f"No controller at {controller[0]}")
+        if controller in self._missed:
+            self._missed.remove(controller)
+            logger.info("The controller at %s is heard.", controller[0])
         if self._listed_at is None:
             self._listed_at = anyio.current_time()
         before = self._listings[controller]
@@ -156,7 +166,7 @@ class Watching:
                     began = anyio.current_time()
                     await link.wait_unwell()
                     backoff.lasted(anyio.current_time() - began)
-                    self._complaints.forget(_about(node))
+                    self._complaints.forget(_about(node, where[0]))
                 with anyio.move_on_after(backoff.wait_s()):
                     await self._dialled[node].wait()
         finally:
@@ -173,13 +183,13 @@ class Watching:
         try:
             await dial(url, CALL, lambda: link.link, self._credentials, at=at)
         except DialError as error:
-            self._complaints.say(_about(node), str(error))
+            self._complain(node, url, str(error))
             return None
         with anyio.move_on_after(PROOF_S):
             await answered.wait()
         problem = _problem(node, url, link.hello)
         if problem:
-            self._complaints.say(_about(node), problem)
+            self._complain(node, url, problem)
             link.link.abort(problem)
             return None
         if (before := self._fleet.get(node)) is not None and before.well:
@@ -188,9 +198,14 @@ class Watching:
         self._fleet.admit(link, url)
         return link
 
+    def _complain(self, node: str, url: str, problem: str) -> None:
+        told = self._complaints.say(_about(node, url), problem)
+        if told and (link := self._fleet.get(node)) is not None:
+            link.loss_told = True
 
-def _about(node: str) -> str:
-    return f"Node {node} cannot be called"
+
+def _about(node: str, url: str) -> str:
+    return f"{node_label(node, url)} cannot be called"
 
 
 def _problem(node: str, url: str, hello: Hello | None) -> str:

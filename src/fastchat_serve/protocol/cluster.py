@@ -28,6 +28,9 @@ class WorkerCard(Struct, frozen=True, kw_only=True):
     state: str
     reason: str = ""
     """Why it failed, if it did."""
+    node: str = ""
+    """The process that it is in, as logs call it, and where that is; empty if it is the one that was asked."""
+    address: str = ""
     stage: str = ""
     """What its engine says of its loading, and how far it is with that: from 0 to 1, None if unknown."""
     fraction: float | None = None

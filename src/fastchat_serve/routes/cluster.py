@@ -34,6 +34,8 @@ def _card(worker: Worker) -> WorkerCard:
         adapters=worker.adapters,
         state=worker.state.value,
         reason=worker.reason,
+        node=worker.node,
+        address=worker.address,
         stage=worker.progress.stage,
         fraction=worker.progress.fraction,
         running=load.running,

@@ -91,6 +91,16 @@ class Worker(Protocol):
         ...
 
     @property
+    def node(self) -> str:
+        """The id of the process that it is in; empty if it is this one."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where that process is: a URL, or its host if it is dialled by nobody; empty if it is this one."""
+        ...
+
+    @property
     def info(self) -> EngineInfo:
         """Valid from `READY` on."""
         ...

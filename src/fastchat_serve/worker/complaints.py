@@ -25,16 +25,22 @@ class Complaints:
         """When each problem was said, by what it is about: some come by turns."""
         self._swept_at = clock()
 
-    def say(self, about: str, problem: str) -> None:
-        """`problem` may be a peer's own words: it makes one line of the log, however it is written."""
+    def say(self, about: str, problem: str) -> bool:
+        """`problem` may be a peer's own words: it makes one line of the log, however it is written.
+
+        Returns:
+            Whether it was said: then it is worth a line as well that it is over.
+        """
         problem = " ".join(problem.split())[:_PROBLEM_CHARS]
         now = self._clock()
         if now - self._swept_at >= _AGAIN_S:
             self._sweep(now)
         said = self._said.setdefault(about, {})
-        if now - said.get(problem, -math.inf) >= _AGAIN_S:
-            said[problem] = now
-            logger.warning("%s: %s", about, problem)
+        if now - said.get(problem, -math.inf) < _AGAIN_S:
+            return False
+        said[problem] = now
+        logger.warning("%s: %s", about, problem)
+        return True
 
     def forget(self, about: str) -> None:
         """It went well."""

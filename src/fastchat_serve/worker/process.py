@@ -35,7 +35,7 @@ from fastchat_serve.worker.base import LoadProgress, WorkerState
 from fastchat_serve.worker.caller import Caller, lost_error
 from fastchat_serve.worker.link import Link
 from fastchat_serve.worker.loading import Loading
-from fastchat_serve.worker.remote import RemoteWorker
+from fastchat_serve.worker.remote import LOST, RemoteWorker
 from fastchat_serve.worker.restarts import Restarts
 from fastchat_serve.worker.watched import new_id
 
@@ -167,6 +167,16 @@ class ProcessWorker(RemoteWorker):
     @property
     def _is_ending(self) -> bool:
         return self._stopping
+
+    def lost(self) -> None:
+        if self.state in (WorkerState.READY, WorkerState.DRAINING):
+            logger.warning("Worker %s: %s", self.id, LOST)
+        super().lost()
+
+    def found(self) -> None:
+        if self.state is WorkerState.LOST:
+            logger.warning("Worker %s is there again.", self.id)
+        super().found()
 
     def detached(self) -> None:
         super().detached()

@@ -6,7 +6,6 @@ rotation at once. The link may be another after a while: whoever opens links cal
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,8 +29,6 @@ from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.watched import Watched
 
 __all__ = ["LOST", "RemoteWorker"]
-
-logger = logging.getLogger(__name__)
 
 LOST = "Nothing is heard of its process."
 """The reason of a worker whose host is silent."""
@@ -93,9 +90,7 @@ class RemoteWorker(Watched):
         self.on_change()
 
     def lost(self) -> None:
-        if self.state in (WorkerState.READY, WorkerState.DRAINING):
-            logger.warning("Worker %s: %s", self.id, LOST)
-            self.set_aside(LOST)
+        self.set_aside(LOST)
 
     def set_aside(self, reason: str) -> None:
         """Use it no more until it is `found`."""
@@ -105,7 +100,6 @@ class RemoteWorker(Watched):
 
     def found(self) -> None:
         if self.state is WorkerState.LOST:
-            logger.warning("Worker %s is there again.", self.id)
             self.state, self.reason = self._before, ""
 
     def detached(self) -> None:

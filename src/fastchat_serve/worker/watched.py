@@ -38,6 +38,14 @@ class Watched:
         self.on_change()
 
     @property
+    def node(self) -> str:
+        return ""
+
+    @property
+    def address(self) -> str:
+        return ""
+
+    @property
     def wakes(self) -> bool:
         return False
 
