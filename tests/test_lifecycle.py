@@ -262,11 +262,13 @@ async def test_s9_no_body_breaks_anything(serving, gate, path):
         assert await operator.models() == ["echo"]
 
 
-async def test_a_process_without_workers_says_where_to_load_instead(serving, gate):
-    async with serving(controller(), gate.plugins) as there, Operator(there) as operator:
+@pytest.mark.parametrize("toml", [controller(), api("http://127.0.0.1:1")])
+async def test_a_process_without_workers_says_where_to_load_instead(serving, gate, toml):
+    async with serving(toml, gate.plugins) as there, Operator(there) as operator:
         reply = await operator.ask("/cluster/models/load", {"backend": "gated"})
-        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "backend")
-        assert "started without workers" in reply.json()["error"]["message"]
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"].startswith("This process was started without workers")
+        assert "--beside WORKER_ID" in reply.json()["error"]["message"]
 
 
 async def test_a_server_may_start_with_no_model_at_all(serving, gate):
@@ -507,8 +509,11 @@ async def test_a_worker_elsewhere_is_drained_by_way_of_its_controller(serving, g
 async def test_a_model_elsewhere_is_reloaded_and_renamed_by_way_of_its_controller(serving, gate):
     async with split(serving, gate) as (there, front, back, operator):
         await operator.ask("/cluster/aliases", {"name": "prod", "model": "echo"})
-        await operator.told("/cluster/models/reload", {"name": "prod"})
+        (before,) = back.application.workers
+        *_, last = await operator.told("/cluster/models/reload", {"name": "prod"})
+        (fresh,) = back.application.workers
         assert gate.loads == 2
+        assert [(each["id"], each["state"]) for each in last["workers"]] == [(before.id, "gone"), (fresh.id, "ready")]
         await until(lambda: states(front, "prod") == states(there, "prod") == ["ready"], SOON_S)
         async with Operator(front) as client:
             assert (await client.answer("prod")).status_code == 200

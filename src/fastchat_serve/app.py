@@ -32,7 +32,7 @@ from fastchat_serve.plugins import Plugins
 from fastchat_serve.policy import Policy
 from fastchat_serve.progress import LogProgress
 from fastchat_serve.routes.aliases import alias_handlers
-from fastchat_serve.routes.auth import Keys
+from fastchat_serve.routes.auth import Keys, Token
 from fastchat_serve.routes.cluster import cluster_handlers
 from fastchat_serve.routes.decisions import decision_handlers
 from fastchat_serve.routes.door import Door
@@ -304,15 +304,15 @@ class Application:
 
     def _recipe_of(self, table: Mapping[str, Any]) -> Recipe:
         """Of a worker that comes while we run: a ``[[worker]]`` in JSON. Raises `ConfigError`."""
-        config = config_with_worker(self.config, table)
         index = len(self.config.worker)
-        check_worker(config, index, self._plugins)
-        if self.links is not None and self.links.node is None:
-            raise config.error(
-                ("worker", index, "backend"),
-                "this process was started without workers, so nobody comes here for them. Load it in one that has a "
-                "[[worker]], or a [controller] and an [api].",
+        if self.links is not None and self.links.node is None:  # whatever else is wrong with it
+            raise self.config.error(
+                ("worker", index),
+                "This process was started without workers, so nobody comes here for them. Load it in the process of "
+                "a worker that is listed: fastchat-serve models load … --beside WORKER_ID, in HTTP ?beside=WORKER_ID.",
             )
+        config = config_with_worker(self.config, table)
+        check_worker(config, index, self._plugins)
         return self._recipe(config, index)
 
     def _ask_to_drain(self) -> None:
@@ -367,10 +367,10 @@ def _keys(config: Config) -> Keys:
     return Keys(key.reveal() for key in config.api.keys) if config.api is not None else _token(config)
 
 
-def _token(config: Config) -> Keys:
+def _token(config: Config) -> Token:
     """Of the other processes of the cluster."""
     token = config.cluster.token
-    return Keys(() if token is None else (token.reveal(),))
+    return Token(() if token is None else (token.reveal(),))
 
 
 def _hosts(config: Config) -> Hosts | None:

@@ -20,6 +20,8 @@ from fastchat_serve.errors import StartupError
 __all__ = ["DEFAULT_URL", "main"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_TOKEN_IS = "cluster.token; default: the environment's FASTCHAT_TOKEN"
+_KEY_IS = "default: the environment's OPENAI_API_KEY"
 _FLAGS_MEAN = "The config that the flags mean is printed first; `fastchat-serve docs fastchat` has more."
 
 
@@ -51,44 +53,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastchat-serve {__version__}")
     _config_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    check = commands.add_parser("check", help="validate a config without starting anything")
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return _described(commands, name, what)
+
+    check = command("check", "validate a config without starting anything")
     _config_arguments(check)
     check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the config instead")
-    commands.add_parser("plugins", help="list installed plugins: distribution, version, contract, state")
-    listers = [
-        commands.add_parser(name, help=what)
-        for name, what in (
-            ("models", "list the models of a server; load, unload, reload and rename them"),
-            ("workers", "list the workers of a server"),
-        )
-    ]
-    for lister in listers:
-        _client_arguments(lister)
-        lister.add_argument("--json", action="store_true", help="print the server's reply as it is")
-    _model_actions(listers[0])
-    drain = commands.add_parser("drain", help="let a worker, or a whole process, finish what it has, and go")
+    command("plugins", "list installed plugins: distribution, version, contract, state")
+    models = command("models", "list the models of a server; load, unload, reload and rename them")
+    _client_arguments(models)
+    _list_argument(models)
+    _model_actions(models)
+    workers = command("workers", "list the workers of a server")
+    _reader_arguments(workers)
+    drain = command("drain", "let a worker, a model, or a whole process, finish what it has, and go")
     drained = drain.add_mutually_exclusive_group(required=True)
-    drained.add_argument("worker_id", nargs="?", metavar="WORKER_ID", help="as fastchat-serve workers lists it")
+    drained.add_argument(
+        "worker_id", nargs="?", metavar="WORKER_ID", help="as fastchat-serve workers lists it, or a model"
+    )
     drained.add_argument("--process", action="store_true", help="the process at URL itself, as SIGTERM does")
     _operator_arguments(drain)
-    explain = commands.add_parser("explain", help="say why a request went to the worker it went to")
+    explain = command("explain", "say why a request went to the worker it went to")
     explain.add_argument("request_id", metavar="REQUEST_ID", help="the x-request-id of its reply")
-    _client_arguments(explain)
-    explain.add_argument("--json", action="store_true", help="print the server's reply as it is")
-    _chat_arguments(commands.add_parser("chat", help="chat in the terminal, with a server or a model in this process"))
+    _reader_arguments(explain)
+    _chat_arguments(command("chat", "chat in the terminal, with a server or a model in this process"))
     for name, add, what in (
         ("controller", arguments.add_controller, "a controller, by FastChat's flags"),
         ("worker", arguments.add_worker, "a worker, by FastChat's flags"),
         ("api", arguments.add_api, "an API server, by FastChat's flags"),
     ):
         add(commands.add_parser(name, help=f"serve {what}", description=f"Serve {what}. {_FLAGS_MEAN}"))
-    message = commands.add_parser("message", help="send one message, as FastChat's test_message does")
+    message = command("message", "send one message, as FastChat's test_message does")
     arguments.add_message(message)
     _client_arguments(message)
-    _simulate_arguments(commands.add_parser("simulate", help="try a fleet that does not exist on a trace"))
-    docs = commands.add_parser("docs", help="read the manual")
+    _simulate_arguments(command("simulate", "try a fleet that does not exist on a trace"))
+    docs = command("docs", "read the manual")
     docs.add_argument("topic", nargs="?", help="a page; without one, the list of pages")
     return parser
+
+
+def _described(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse.ArgumentParser:
+    """A command that says `what` it does in the list of commands and in its own help."""
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
 
 def _model_actions(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +105,7 @@ def _model_actions(parser: argparse.ArgumentParser) -> None:
         "List the models of a server, or change what it serves: fastchat-serve models ACTION --help has more."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    load = actions.add_parser("load", help="load a model in the process at URL, or in that of another worker")
+    load = _described(actions, "load", "load a model in the process at URL, or in that of another worker")
     load.add_argument("model", metavar="ID", help="a plugin's model, a folder, or a hub id")
     load.add_argument("--backend", default="hf", metavar="NAME", help="engine for it (default: %(default)s)")
     load.add_argument(
@@ -108,14 +117,14 @@ def _model_actions(parser: argparse.ArgumentParser) -> None:
         help="a key of its [[worker]] table, for instance options.device=cpu; may be repeated",
     )
     load.add_argument("--beside", metavar="WORKER_ID", help="in the process of this worker, on whatever node it is")
-    unload = actions.add_parser("unload", help="drain and unload a model, or one of its workers")
-    reload = actions.add_parser("reload", help="load a model anew, or one of its workers")
+    unload = _described(actions, "unload", "drain and unload a model, or one of its workers")
+    reload = _described(actions, "reload", "load a model anew, or one of its workers")
     for each in (unload, reload):
         each.add_argument("name", metavar="NAME", help="of a model, or the id of a worker")
-    alias = actions.add_parser("alias", help="give a model another name")
+    alias = _described(actions, "alias", "give a model another name")
     alias.add_argument("name", metavar="NAME", help="what it is to be called as well, and no other model is")
     alias.add_argument("model", metavar="MODEL")
-    unalias = actions.add_parser("unalias", help="take such a name away")
+    unalias = _described(actions, "unalias", "take such a name away")
     unalias.add_argument("name", metavar="NAME")
     for each in (load, unload, reload, alias, unalias):
         _operator_arguments(each, default_url=argparse.SUPPRESS)  # which leaves it to the `--url` before the action
@@ -123,7 +132,8 @@ def _model_actions(parser: argparse.ArgumentParser) -> None:
 
 def _operator_arguments(parser: argparse.ArgumentParser, default_url: str = DEFAULT_URL) -> None:
     parser.add_argument("--url", default=default_url, metavar="URL", help=f"a running server (default: {DEFAULT_URL})")
-    parser.add_argument("--token", metavar="TOKEN", help="cluster.token; default: the environment's FASTCHAT_TOKEN")
+    parser.add_argument("--token", metavar="TOKEN", help=_TOKEN_IS)
+    _authority_argument(parser)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,4 +203,29 @@ def _count(text: str) -> int:
 def _client_arguments(parser: argparse.ArgumentParser, default_url: str | None = DEFAULT_URL) -> None:
     shown = " (default: %(default)s)" if default_url else ""
     parser.add_argument("--url", default=default_url, metavar="URL", help=f"a running server{shown}")
-    parser.add_argument("--api-key", metavar="KEY", help="default: the environment's OPENAI_API_KEY")
+    parser.add_argument("--api-key", metavar="KEY", help=_KEY_IS)
+    _authority_argument(parser)
+
+
+def _reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of commands that only look, which clients may as well as operators."""
+    parser.add_argument("--url", default=DEFAULT_URL, metavar="URL", help="a running server (default: %(default)s)")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--token", metavar="TOKEN", help=_TOKEN_IS)
+    shown.add_argument("--api-key", metavar="KEY", help=f"instead of a token; {_KEY_IS}")
+    _authority_argument(parser)
+    _list_argument(parser)
+
+
+def _authority_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS if parser.get_default("url") is argparse.SUPPRESS else None,
+        help="PEM file of the authority to believe for https; default: the environment's SSL_CERT_FILE",
+    )
+
+
+def _list_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the server's reply as it is")

@@ -120,6 +120,16 @@ def test_a_worker_is_drained(run, server, at):
     assert run("drain", row.split()[0], *at).returncode == 1
 
 
+def test_all_workers_of_a_model_are_drained_by_its_name(run, started):
+    at = ("--url", started(CONFIG + '[[worker]]\nbackend = "echo"\nnames = ["echo"]\n').url)
+    rows = run("workers", *at).stdout.splitlines()[1:]
+    done = run("drain", "echo", *at)
+    assert done.returncode == 0
+    assert len(rows) == 2
+    assert all(f"{row.split()[0]}: gone" in done.stdout + done.stderr for row in rows), done
+    assert names(run, at) == []
+
+
 def test_a_process_is_drained_and_ends_well(run, server, at):
     done = run("drain", "--process", *at)
     assert (done.returncode, done.stdout) == (0, f"The process at {at[1]} is gone.\n"), done
@@ -151,7 +161,8 @@ def test_without_the_token_it_is_said_how_to_give_it(run, server, at, token):
 def test_a_server_that_has_no_token_says_what_to_set(run, url):
     done = run("models", "unload", "echo", "--token", "a-key-for-tests", "--url", url)
     assert done.returncode == 1
-    assert "set cluster.token" in done.stderr
+    assert "this server has none: set cluster.token" in done.stderr
+    assert "--set cluster.token=SECRET" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -161,3 +172,45 @@ def test_a_reply_of_another_kind_is_one_clear_line(run, foreign_server, body, co
     done = run("models", "unload", "echo", "--url", foreign_server(200, "text/event-stream", body))
     assert (done.returncode, done.stdout) == (1, "")
     assert complaint in done.stderr
+
+
+CONTROLLER = f'[server]\nport = 0\n[cluster]\ntoken = "{TOKEN}"\n[controller]\n'
+
+
+def test_operators_may_look_with_the_token(run, server, at, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key")
+    assert run("workers", *at).returncode == 0
+    monkeypatch.delenv("FASTCHAT_TOKEN")
+    assert run("workers", "--token", TOKEN, *at).returncode == 0
+    assert run("explain", "x", "--token", TOKEN, *at).stderr.startswith("fastchat-serve: Nothing is remembered")
+    assert run("workers", "--token", TOKEN, "--api-key", "x", *at).returncode == 2
+
+
+def test_what_a_controller_wants_is_called_a_token(run, started, monkeypatch):
+    at = ("--url", started(CONTROLLER).url)
+    assert run("workers", *at).returncode == 0
+    for command in ("workers", ("explain", "x"), ("drain", "x"), ("models", "unload", "x")):
+        words = (command,) if isinstance(command, str) else command
+        wrong = run(*words, "--token", "wrong", *at)
+        assert wrong.stderr.startswith("fastchat-serve: This is not the cluster's token. Give the cluster's token with")
+    monkeypatch.delenv("FASTCHAT_TOKEN")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    without = run("workers", *at)
+    assert without.stderr.startswith("fastchat-serve: Send the cluster's token in the header")
+
+
+def test_a_controller_says_that_it_is_no_api(run, started):
+    done = run("models", "--url", started(CONTROLLER).url, "--api-key", TOKEN)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastchat-serve: This process has no [api]: ask one that has.")
+
+
+def test_a_process_without_workers_names_the_option_before_anything_else(run, started):
+    at = (
+        "--url",
+        started(f'[server]\nport = 0\n[cluster]\ntoken = "{TOKEN}"\n[api]\ncontrollers = ["{NOBODY}"]\n').url,
+    )
+    done = run("models", "load", "two", "--backend", "echo", *at)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastchat-serve: This process was started without workers")
+    assert "--beside WORKER_ID" in done.stderr

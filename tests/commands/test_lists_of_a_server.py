@@ -53,7 +53,7 @@ def test_a_key_that_is_missing_or_wrong_is_said_so_and_never_shown(run, url, mon
     without = run("models", "--url", url)
     for done in (without, wrong):
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.endswith("Give a key with --api-key or in OPENAI_API_KEY.\n")
+        assert "a key with --api-key or in OPENAI_API_KEY" in done.stderr
         assert done.stderr.count("\n") == 1
     assert "not-the-key" not in wrong.stderr
 

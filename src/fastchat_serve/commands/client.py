@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import anyio
@@ -22,11 +24,12 @@ from rich.table import Table
 from fastchat_serve import __version__
 from fastchat_serve.commands.sse import EventReader
 from fastchat_serve.commands.tables import print_table
+from fastchat_serve.commands.trust import tls_mismatch, trusted
 from fastchat_serve.config import Secret
 from fastchat_serve.configfile.rules import is_loopback
 from fastchat_serve.errors import FastchatServeError, StartupError
 
-__all__ = ["RequestFailed", "ServerClient", "client_from", "error_message", "operator_from", "show_list"]
+__all__ = ["RequestFailed", "ServerClient", "client_from", "error_message", "operator_from", "reader_from", "show_list"]
 
 CONNECT_S = 5.0
 REPLY_S = 15.0
@@ -37,6 +40,8 @@ MAX_MESSAGE_CHARS = 500
 
 _URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 _KEY = re.compile(r"[\x21-\x7e]+")
+_KEY_GOES = "with --api-key or in OPENAI_API_KEY"
+_TOKEN_GOES = "with --token or in FASTCHAT_TOKEN"
 
 T = TypeVar("T")
 
@@ -61,14 +66,13 @@ class ServerClient:
 
     Args:
         hint: What to do if `api_key` is not accepted.
+        ca: The authority to believe if `url` has TLS; None: those of the environment.
 
     Raises:
-        StartupError: `url` or `api_key` cannot be used.
+        StartupError: `url`, `api_key` or `ca` cannot be used.
     """
 
-    def __init__(
-        self, url: str, api_key: Secret, hint: str = "Give a key with --api-key or in OPENAI_API_KEY."
-    ) -> None:
+    def __init__(self, url: str, api_key: Secret, hint: str, ca: Path | None = None) -> None:
         self._hint = hint
         if not _URL.fullmatch(url):
             raise StartupError("--url: an address has the form http://host:port, with a path at most.")
@@ -87,6 +91,8 @@ class ServerClient:
         self._http = httpx.AsyncClient(
             base_url=base,
             headers=headers,
+            # Without TLS none is believed, as to load them takes tens of milliseconds.
+            verify=trusted(ca) if base.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             trust_env=not is_loopback(base.host),  # no proxy on the way to this machine
         )
@@ -125,47 +131,56 @@ class ServerClient:
                 if not response.is_success:
                     await response.aread()
                     raise RequestFailed(_refusal(response, self._hint))
-                async for data in response.aiter_bytes():
-                    for event in reader.feed(data):
-                        yield event
+                with self._explained(answered=True):
+                    async for data in response.aiter_bytes():
+                        for event in reader.feed(data):
+                            yield event
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Whatever goes wrong with the connection, in words."""
+    def _explained(self, *, answered: bool = False) -> Iterator[None]:
+        """Whatever goes wrong with the connection, in words. `answered`: it had gone well until then."""
         try:
             yield
-        except httpx.ConnectError as error:
-            raise RequestFailed(
-                f"Cannot connect to {self.url}: {_line(str(error))}. Is a server running there?"
-            ) from None
         except (httpx.TimeoutException, TimeoutError) as error:
             what = "took no connection" if isinstance(error, httpx.ConnectTimeout) else "did not answer in time"
             raise RequestFailed(f"The server at {self.url} {what}.") from None
         except (httpx.HTTPError, ValueError) as error:
+            if not answered and (mismatch := tls_mismatch(error, self.url)):
+                raise RequestFailed(mismatch) from None
+            if isinstance(error, httpx.ConnectError):
+                raise RequestFailed(
+                    f"Cannot connect to {self.url}: {_line(str(error))}. Is a server running there?"
+                ) from None
             raise RequestFailed(f"The connection to {self.url} broke off: {_line(str(error))}") from None
 
 
 def client_from(args: argparse.Namespace, url: str) -> ServerClient:
     """A client for `url` with the key of ``--api-key`` or ``OPENAI_API_KEY``. Raises `StartupError`."""
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
-    return ServerClient(url, Secret(key.strip()))
+    return ServerClient(url, Secret(key.strip()), f"Give a key {_KEY_GOES}.", args.ca)
 
 
 def operator_from(args: argparse.Namespace) -> ServerClient:
     """A client for ``--url`` with the token of ``--token`` or ``FASTCHAT_TOKEN``. Raises `StartupError`."""
     token = args.token if args.token is not None else os.environ.get("FASTCHAT_TOKEN", "")
-    return ServerClient(
-        args.url, Secret(token.strip()), hint="Give the cluster's token with --token or in FASTCHAT_TOKEN."
-    )
+    return ServerClient(args.url, Secret(token.strip()), f"Give the cluster's token {_TOKEN_GOES}.", args.ca)
 
 
-def show_list(args: argparse.Namespace, path: str, type_: type[T], table: Callable[[T], Table]) -> int:
-    """A command that prints what ``GET path`` lists: as it came with ``--json``, else as a table.
+def reader_from(args: argparse.Namespace) -> ServerClient:
+    """A client for ``--url`` with either: what is given as an argument, else the token. Raises `StartupError`."""
+    given = args.token if args.token is not None else args.api_key
+    if given is None:
+        given = os.environ.get("FASTCHAT_TOKEN") or os.environ.get("OPENAI_API_KEY", "")
+    hint = f"Give the cluster's token {_TOKEN_GOES}; where there is an [api], a key {_KEY_GOES} will do."
+    return ServerClient(args.url, Secret(given.strip()), hint, args.ca)
+
+
+def show_list(client: ServerClient, path: str, type_: type[T], table: Callable[[T], Table], *, as_json: bool) -> int:
+    """A command that prints what ``GET path`` lists: as it came, or as a table.
 
     Returns:
         The exit code.
     """
-    client = client_from(args, args.url)
 
     async def fetch() -> bytes:
         async with client:
@@ -173,7 +188,7 @@ def show_list(args: argparse.Namespace, path: str, type_: type[T], table: Callab
 
     try:
         body = anyio.run(fetch)
-        if args.json:
+        if as_json:
             print(body.decode(errors="replace"))
             return 0
         value = msgspec.json.decode(body, type=type_)

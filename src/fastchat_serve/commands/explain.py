@@ -10,7 +10,7 @@ from urllib.parse import quote
 from rich.table import Table
 from rich.text import Text
 
-from fastchat_serve.commands.client import show_list
+from fastchat_serve.commands.client import reader_from, show_list
 from fastchat_serve.protocol.decisions import CandidateCard, DecisionCard, DecisionList
 
 __all__ = ["run"]
@@ -18,7 +18,9 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> int:
     """Print ``GET /cluster/decisions/{request_id}``; exit code 1 if there is no answer."""
-    return show_list(args, f"/cluster/decisions/{quote(args.request_id)}", DecisionList, _table)
+    return show_list(
+        reader_from(args), f"/cluster/decisions/{quote(args.request_id)}", DecisionList, _table, as_json=args.json
+    )
 
 
 def _table(found: DecisionList) -> Table:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastchat_serve.commands.changes import change
-from fastchat_serve.commands.client import show_list
+from fastchat_serve.commands.client import client_from, show_list
 from fastchat_serve.protocol.openai import ModelList
 
 __all__ = ["run"]
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Print ``GET /v1/models``, or do what the action says; exit code 1 if there is no answer, or it fails."""
     if args.action is not None:
         return change(args)
-    return show_list(args, "/v1/models", ModelList, _table)
+    return show_list(client_from(args, args.url), "/v1/models", ModelList, _table, as_json=args.json)
 
 
 def _table(models: ModelList) -> Table:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from rich.table import Table
 from rich.text import Text
 
-from fastchat_serve.commands.client import show_list
+from fastchat_serve.commands.client import reader_from, show_list
 from fastchat_serve.protocol.cluster import WorkerCard, WorkerList
 
 __all__ = ["run"]
@@ -19,7 +19,7 @@ _STYLES = MappingProxyType({"ready": "green", "failed": "red", "unloaded": "dim"
 
 def run(args: argparse.Namespace) -> int:
     """Print ``GET /cluster/workers``; exit code 1 if there is no answer."""
-    return show_list(args, "/cluster/workers", WorkerList, _table)
+    return show_list(reader_from(args), "/cluster/workers", WorkerList, _table, as_json=args.json)
 
 
 def _table(workers: WorkerList) -> Table:

@@ -7,7 +7,7 @@ is an `Operation`: it goes on, and ends, whether or not whoever began it is stil
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -112,9 +112,12 @@ class Operations:
 
         Raises:
             NotFound: There is neither a worker of this id nor a model of this name.
+            InvalidRequest: Some worker of it is of another program.
         """
         found = self._find(target)
-        operation = Operation(f"{order.capitalize()} of {_called(found)}", found)
+        elsewhere = [_elsewhere(worker) for worker in found if not self._is_ours(worker)]
+        what = f"{order.capitalize()} of {_called(found)}"
+        operation = Operation(what, found, self._newcomers(elsewhere) if order == "reload" else tuple)
         return self._begin(operation, lambda: self._all(operation, order))
 
     async def obey(self, wanted: Obey) -> None:
@@ -171,14 +174,20 @@ class Operations:
 
     def _load_elsewhere(self, table: dict[str, Any], beside: str) -> Operation:
         neighbour = _elsewhere(self._find(beside)[0])
-        before = {worker.id for worker in self._registry.workers}
+        what = f"Load beside worker {beside} at {neighbour.address}"
+        operation = Operation(what, more=self._newcomers([neighbour]))
+        return self._begin(operation, lambda: neighbour.obey("load", table=table))
+
+    def _newcomers(self, neighbours: Sequence[RemoteWorker]) -> Callable[[], list[Worker]]:
+        """Calls for those that come to their processes from now on; these say so before they say that it is done."""
+        known = {worker.id for worker in self._registry.workers}
+        besides = [neighbour.beside() for neighbour in neighbours]  # which may be gone by then
 
         def newcomers() -> list[Worker]:
-            """Of that process; it says of them that they load before it says that it is done."""
-            return [worker for worker in neighbour.beside(self._registry.workers) if worker.id not in before]
+            listed = [worker for worker in self._registry.workers if worker.id not in known]
+            return [worker for worker in listed if any(beside(worker) for beside in besides)]
 
-        operation = Operation(f"Load beside worker {beside} at {neighbour.address}", more=newcomers)
-        return self._begin(operation, lambda: neighbour.obey("load", table=table))
+        return newcomers
 
     def _find(self, target: str) -> list[Worker]:
         named = [worker for worker in self._registry.workers if worker.id == target]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from typing import ClassVar
 
 from fastchat_serve.errors import Unauthorized
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "Token"]
 
 _HASHED = "sha256:"
 
@@ -19,6 +20,9 @@ class Keys:
     Args:
         entries: Keys in plain, or as ``sha256:`` and 64 hexadecimal digits.
     """
+
+    MISSING: ClassVar = "Send your API key in the header 'Authorization: Bearer KEY'."
+    UNKNOWN: ClassVar = "This API key is not known here."
 
     def __init__(self, entries: Iterable[str]) -> None:
         digests = [
@@ -43,15 +47,22 @@ class Keys:
         """The mark of whoever sent this ``Authorization`` header. Raises `Unauthorized`."""
         key = _bearer(authorization)
         if not key:
-            raise Unauthorized("Send your API key in the header 'Authorization: Bearer KEY'.")
+            raise Unauthorized(self.MISSING)
         known = self.tenant(key)
         if known is None:
-            raise Unauthorized("This API key is not known here.")
+            raise Unauthorized(self.UNKNOWN)
         return known
 
     def holder(self, authorization: bytes) -> str | None:
         """The same; None if it is nobody known here."""
         return self.tenant(_bearer(authorization))
+
+
+class Token(Keys):
+    """The cluster's, in place of keys."""
+
+    MISSING = "Send the cluster's token in the header 'Authorization: Bearer TOKEN'."
+    UNKNOWN = "This is not the cluster's token."
 
 
 def _bearer(authorization: bytes) -> bytes:

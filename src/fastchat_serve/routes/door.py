@@ -16,8 +16,8 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.types import Scope
 
-from fastchat_serve.errors import Forbidden, Unauthorized, shutting_down
-from fastchat_serve.routes.auth import Keys
+from fastchat_serve.errors import Forbidden, shutting_down
+from fastchat_serve.routes.auth import Keys, Token
 from fastchat_serve.routes.exchange import Header, header
 from fastchat_serve.routes.hosts import Hosts
 
@@ -46,10 +46,10 @@ class Door:
     """
 
     def __init__(
-        self, keys: Keys, hosts: Hosts | None = None, cors: CORSConfig | None = None, token: Keys | None = None
+        self, keys: Keys, hosts: Hosts | None = None, cors: CORSConfig | None = None, token: Token | None = None
     ) -> None:
         self._keys, self._hosts, self._cors = keys, hosts, cors
-        self._token = token or Keys(())
+        self._token = token or Token(())
         self.closed = False
         """No work is taken any more. What is only read can still be read."""
 
@@ -72,25 +72,30 @@ class Door:
         if self._hosts is not None:
             self._hosts.require(header(headers, b"host"))
         shown = header(headers, b"authorization")
-        whose = None if operators is None else self._token.holder(shown)
-        if whose is None:
+        if operators == "only":
+            whose = self._require_operator(shown)
+        elif operators == "too" and (operator := self._token.holder(shown)) is not None:
+            whose = operator
+        else:
             whose = "" if public or not self._keys else self._keys.require(shown)
-            if operators == "only":
-                raise self._not_for_clients()
         if self.closed and not reads:
             raise shutting_down()
         if whose:
             return whose
         return f"peer:{client[0]}" if client else ""
 
-    def _not_for_clients(self) -> Forbidden | Unauthorized:
-        if not self._token:
-            return Forbidden(
-                "This is for operators, who show the cluster's token, and there is none: set cluster.token."
-            )
-        if not self._keys:
-            return Unauthorized("Send the cluster's token in the header 'Authorization: Bearer TOKEN'.")
-        return Forbidden("This is for operators: an API key does not suffice, send the cluster's token instead.")
+    def _require_operator(self, shown: bytes) -> str:
+        """Raises `Forbidden` to clients, and to all where there are no operators; `Unauthorized` to strangers."""
+        if self._token:
+            if self._token.holder(shown) is None and self._keys.holder(shown) is not None:
+                raise Forbidden("This is for operators: an API key does not suffice, send the cluster's token instead.")
+            return self._token.require(shown)
+        if self._keys:
+            self._keys.require(shown)
+        raise Forbidden(
+            "This is for operators, who show the cluster's token, and this server has none: "
+            "set cluster.token in its config, or start it with --set cluster.token=SECRET."
+        )
 
     def page_headers(self, headers: Iterable[Header]) -> tuple[Header, ...]:
         """What a reply has to say so that the page that asked may read it; Litestar adds it to its own replies."""

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from litestar import Request
@@ -26,6 +26,7 @@ from fastchat_serve.routes.response import IdentifiedResponse, scope_id
 __all__ = ["EXCEPTION_HANDLERS", "UNEXPECTED", "error_body", "reply_error"]
 
 _Request = Request[Any, Any, Any]
+_API: Final = "/v1/"
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def _http_error(request: _Request, error: HTTPException) -> IdentifiedResponse[b
     """What Litestar raises by itself: unknown routes, wrong methods, bad parameters."""
     match error.status_code:
         case 404:
-            ours: ServeError = NotFound("There is no such route. GET /schema lists those that exist.")
+            ours: ServeError = NotFound(_no_route(request))
         case 405:
             allow = (error.headers or {}).get("allow", "")
             return _render(request, MethodNotAllowed(f"This route answers {allow} only."), allow)
@@ -82,6 +83,14 @@ def _http_error(request: _Request, error: HTTPException) -> IdentifiedResponse[b
         case _:
             return _unexpected(request, error)
     return _render(request, ours)
+
+
+def _no_route(request: _Request) -> str:
+    """Of a role that runs elsewhere, or of none."""
+    path: str = request.scope["path"]
+    if path.startswith(_API) and not any(route.path.startswith(_API) for route in request.app.routes):
+        return "This process has no [api]: ask one that has. GET /schema lists the routes that exist here."
+    return "There is no such route. GET /schema lists those that exist."
 
 
 def _unexpected(request: _Request, error: Exception) -> IdentifiedResponse[bytes]:

@@ -6,7 +6,7 @@ rotation at once. The link may be another after a while: whoever opens links cal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -197,10 +197,10 @@ class RemoteWorker(Watched):
             raise self._unavailable()
         await self._caller.call(None, lambda number: Obey(number, self.id, order, name, table), bool)
 
-    def beside(self, workers: Iterable[Worker]) -> list[RemoteWorker]:
-        """Those of `workers` that are called through the same link, and so are in the same process."""
-        remote = [worker for worker in workers if isinstance(worker, RemoteWorker)]
-        return [worker for worker in remote if worker._caller is not None and worker._caller is self._caller]
+    def beside(self) -> Callable[[Worker], bool]:
+        """Says which workers are called through the link that this one has now, and so are in the same process."""
+        caller = self._caller
+        return lambda worker: caller is not None and isinstance(worker, RemoteWorker) and worker._caller is caller
 
     def expel(self, error: ServeError) -> None:
         """End everything of ours that is under way with `error`."""
