@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 
 
@@ -20,8 +22,22 @@ def test_it_says_where_a_request_went(run, url):
     assert done.returncode == 0
     heading, row = done.stdout.splitlines()[:2]
     assert heading.split()[:2] == ["decision", "worker"]
-    assert "no choice" in row
-    assert "chosen" in row
+    assert "chosen: no other worker had this model" in row
+    assert "queue" not in heading, "with nothing to compare, there are no columns for it"
+
+
+def test_candidates_are_compared_as_far_as_they_are_known(run, foreign_server):
+    candidates = [{"id": "a", "standing": "open", "score": 0, "speed": 2}, {"id": "b", "standing": "not ready"}]
+    decision = {"request_id": "r", "at": 0, "model": "m", "policy": "shortest_queue", "chosen": "a", "others": 3}
+    reply = json.dumps({"decisions": [decision | {"candidates": candidates}, decision]})
+    done = run("explain", "r", "--url", foreign_server(200, "application/json", reply))
+
+    heading, *rows = (line.split() for line in done.stdout.splitlines())
+    assert heading == ["decision", "worker", "score", "queue", "tokens", "read", "speed"]
+    assert rows[0][-7:] == ["a", "chosen", "0", "0", "0", "0", "2"]
+    assert rows[1] == ["b", "not", "ready", "0", "0", "0"], "how fast it is, is not known"
+    assert rows[2] == ["and", "3", "others"]
+    assert " ".join(rows[3]).endswith("a chosen: what else there was is no longer known")
 
 
 def test_a_request_that_nobody_remembers_is_one_line_and_exit_code_1(run, url):

@@ -30,8 +30,9 @@ def _table(found: DecisionList) -> Table:
     table.add_column("decision", overflow="fold")
     table.add_column("worker", overflow="fold")
     table.add_column("")
-    for number in ("score", "queue", "tokens", "read", "speed"):
-        table.add_column(number, justify="right")
+    if any(decision.candidates for decision in found.decisions):
+        for number in ("score", "queue", "tokens", "read", "speed"):
+            table.add_column(number, justify="right")
     for decision in found.decisions:
         rows = list(_rows(decision))
         for row in rows[:-1]:
@@ -43,18 +44,19 @@ def _table(found: DecisionList) -> Table:
 def _rows(decision: DecisionCard) -> Iterator[tuple[Text | str, ...]]:
     what = Text(_what(decision))
     if not decision.candidates:
-        yield (what, Text(decision.chosen), Text("chosen", "green"), "", "", "", "", "")
+        why = "what else there was is no longer known" if decision.policy else "no other worker had this model"
+        yield (what, Text(decision.chosen), Text.assemble(("chosen", "green"), f": {why}"))
     for candidate in decision.candidates:
         yield (what, *_row(candidate, chosen=candidate.id == decision.chosen))
         what = Text()
     if decision.others:
-        yield (Text(), f"and {decision.others:,} others", "", "", "", "", "", "")
+        yield (Text(), f"and {decision.others:,} others")
 
 
 def _what(decision: DecisionCard) -> str:
     at = datetime.fromtimestamp(decision.at).strftime("%H:%M:%S.%f")[:-3]
     why = f"moved: {decision.move}" if decision.move else ""
-    return ", ".join(part for part in (at, decision.model, decision.policy or "no choice", why) if part)
+    return ", ".join(part for part in (at, decision.model, decision.policy, why) if part)
 
 
 def _row(candidate: CandidateCard, *, chosen: bool) -> tuple[Text | str, ...]:
@@ -66,5 +68,5 @@ def _row(candidate: CandidateCard, *, chosen: bool) -> tuple[Text | str, ...]:
         f"{candidate.queue_length:,}",
         f"{candidate.work:,}",
         f"{candidate.known:,}",
-        f"{candidate.speed:g}",
+        f"{candidate.speed:g}" if candidate.speed else "",
     )
