@@ -69,6 +69,12 @@ async def test_metrics_are_those_of_all_whoever_is_asked(serving, tmp_path):
             assert float(after.split()[-1]) == float(before.split()[-1]) + 10
 
 
+async def test_lines_of_the_log_say_of_which_they_are(serving, tmp_path):
+    async with many(serving, tmp_path) as (server, _):
+        told = {line[:4] for line in server.log.splitlines() if "Serving as API at http" in line}
+        assert told == {f"[{number}] " for number in range(PROCESSES)}
+
+
 async def test_one_that_dies_is_started_anew_and_all_end_together(serving, tmp_path):
     async with many(serving, tmp_path) as (server, url):
         assert len(children(server)) == PROCESSES
