@@ -69,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _reader_arguments(workers)
     drain = command("drain", "let a worker, a model, or a whole process, finish what it has, and go")
     drained = drain.add_mutually_exclusive_group(required=True)
-    drained.add_argument(
-        "worker_id", nargs="?", metavar="WORKER_ID", help="as fastchat-serve workers lists it, or a model"
-    )
+    drained.add_argument("name", nargs="?", metavar="NAME", help="of a model: all its workers; or the id of one worker")
     drained.add_argument("--process", action="store_true", help="the process at URL itself, as SIGTERM does")
     _operator_arguments(drain)
     explain = command("explain", "say why a request went to the worker it went to")

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         async with client:
             if args.process:
                 return await _drain_process(client)
-            return await follow(client, f"/cluster/workers/{quote(args.worker_id, safe='')}/drain")
+            return await follow(client, f"/cluster/workers/{quote(args.name, safe='')}/drain")
 
     try:
         return anyio.run(drain)
