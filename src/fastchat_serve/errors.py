@@ -90,7 +90,8 @@ class ConfigError(StartupError):
         key: str | None = None,
     ) -> None:
         place = ":".join(str(part) for part in (file, line, column) if part is not None)
-        super().__init__(": ".join(part for part in (place, key, problem) if part))
+        named = place == f"--set {key}"
+        super().__init__(": ".join(part for part in (place, None if named else key, problem) if part))
         self.problem, self.file, self.line, self.column, self.key = problem, file, line, column, key
 
 

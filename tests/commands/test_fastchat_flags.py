@@ -307,3 +307,14 @@ def test_a_model_that_nobody_serves_is_said_so(run: Callable[..., Any], url: str
 def test_the_structure_of_meanings_is_plain_data() -> None:
     """It is written as TOML and decoded as a config."""
     assert msgspec.to_builtins(meaning("worker", "--num-gpus 2 --max-gpu-memory 1GiB").tables)
+
+
+@pytest.mark.parametrize("flag", ["--controller-address", "--worker-address"])
+def test_a_server_without_fastchats_routes_is_told_how_to_have_them(
+    run: Callable[..., Any], url: str, flag: str
+) -> None:
+    done = run("message", flag, url, "--model-name", "echo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "[fastchat] enabled = true" in done.stderr
+    assert "--url" in done.stderr
+    assert done.stderr.count("\n") == 1

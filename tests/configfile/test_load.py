@@ -225,7 +225,7 @@ def test_a_replaced_table_loses_its_old_keys_and_their_places(load: Load) -> Non
         ("worker.1.model=x", "--set worker.1.model", "worker.1.backend", "missing"),
         ("worker.0.backend.x=1", "--set worker.0.backend.x", "worker.0.backend.x", "is a single value"),
         ("api.keys=['marker", "--set api.keys", "api.keys", "not a TOML value"),
-        ("api.keys=marker", "--set api.keys", "api.keys", "a list"),
+        ("api.keys=marker", "--set api.keys", "api.keys", """A list is written so: '["a", "b"]'."""),
         ("cluster.token=a marker", "--set cluster.token", "cluster.token", "without spaces"),
         ("cluster.token=[5]", "--set cluster.token", "cluster.token", "not a list of 1"),
         ("server", "--set server", None, "expected KEY=VALUE"),
@@ -241,6 +241,18 @@ def test_a_wrong_override_is_named_instead_of_a_file(
     assert (error.file, error.line, error.key) == (file, None, key)
     assert says in error.problem
     assert "marker" not in str(error)
+
+
+def test_a_key_is_not_said_twice(load: Load) -> None:
+    assert str(refusal(load, ALL_ROLES, "server.prot=1")).startswith("--set server.prot: unknown key.")
+    assert str(refusal(load, ALL_ROLES, "worker.1.model=x")).startswith("--set worker.1.model: worker.1.backend: ")
+
+
+def test_a_string_of_another_form_is_not_wrong_for_being_a_string(load: Load) -> None:
+    error = refusal(load, ALL_ROLES, 'worker.0.controllers=["127.0.0.1:8000"]')
+
+    assert error.key == "worker.0.controllers.0"
+    assert error.problem == "expected a URL of the form http://host:port, without a path."
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fastchat_serve.commands.client import RequestFailed, client_from
 from fastchat_serve.engine import Message
 from fastchat_serve.errors import ServeError
 from fastchat_serve.fastchat.addresses import resolved
-from fastchat_serve.fastchat.client import Client
+from fastchat_serve.fastchat.client import Client, NotOffered
 from fastchat_serve.fastchat.conversation import render
 from fastchat_serve.fastchat.cumulative import Cumulative
 from fastchat_serve.protocol import fastchat as wire
@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
     over_fastchat = args.controller_address or args.worker_address
     try:
         anyio.run(_print, _fastchat(args) if over_fastchat else _openai(args))
+    except NotOffered as error:
+        remedy = "If it is fastchat-serve, set [fastchat] enabled = true in its config, or talk to it with --url."
+        print(f"fastchat-serve: {error} {remedy}", file=sys.stderr)
+        return 1
     except (RequestFailed, ServeError) as error:
         print(f"fastchat-serve: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct, ValidationError
 
 from fastchat_serve.config import Secret
-from fastchat_serve.configfile.describe import choices, what_is_expected, what_it_is
+from fastchat_serve.configfile.describe import choices, is_shaped, what_is_expected, what_it_is
 from fastchat_serve.configfile.places import KeyPath, Places
 from fastchat_serve.errors import ConfigError
 
@@ -105,6 +105,8 @@ class Decoder:
         if place.text is not None and path in self._places.values and not isinstance(value, dict | list):
             with suppress(ValidationError):  # an override such as token=123 is a number only by its looks
                 return msgspec.convert(place.text, annotation, str_keys=True, dec_hook=read_custom)
+            if isinstance(value, str) and _is_list(_matching_member(annotation, value)):
+                complaint += """ A list is written so: '["a", "b"]'."""
         return self._note(path, complaint)
 
     def _note(self, path: KeyPath, problem: str, part: Literal["key", "value"] = "value") -> object:
@@ -144,4 +146,6 @@ def _complaint(value: Any, annotation: Any, error: ValidationError) -> str:
         return str(error)  # a key of another type, or inside a union of tables: only msgspec knows what it tried
     if isinstance(value, str) and (known := choices(annotation)):
         return f"expected {what_is_expected(annotation)}.{nearest(value, known)}"
+    if isinstance(value, str) and value and is_shaped(annotation):
+        return f"expected {what_is_expected(annotation)}."
     return f"expected {what_is_expected(annotation)}, not {what_it_is(value, annotation)}."

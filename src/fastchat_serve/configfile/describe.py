@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, inspect
 
-__all__ = ["choices", "what_is_expected", "what_it_is"]
+__all__ = ["choices", "is_shaped", "what_is_expected", "what_it_is"]
 
 
 def what_is_expected(annotation: Any) -> str:
@@ -18,6 +18,11 @@ def what_is_expected(annotation: Any) -> str:
 def choices(annotation: Any) -> list[str]:
     """The strings that `annotation` allows, if it lists them."""
     return [choice for choice in _choices(inspect.type_info(annotation)) if isinstance(choice, str)]
+
+
+def is_shaped(annotation: Any) -> bool:
+    """Whether it is a string of a certain form, so that one of another form is not wrong for being a string."""
+    return _is_shaped(inspect.type_info(annotation))
 
 
 def what_it_is(value: Any, annotation: Any) -> str:
@@ -86,6 +91,16 @@ def _choices(info: inspect.Type) -> list[Any]:
             return [member.value for member in kind]
         case _:
             return []
+
+
+def _is_shaped(info: inspect.Type) -> bool:
+    match info:
+        case inspect.Metadata(type=inner):
+            return _is_shaped(inner)
+        case inspect.UnionType(types=members):
+            return any(_is_shaped(member) for member in members)
+        case _:
+            return isinstance(info, inspect.StrType) and info.pattern is not None
 
 
 def _is_custom(info: inspect.Type) -> bool:
