@@ -155,3 +155,30 @@ def test_the_module_runs_as_a_program():
         [sys.executable, "-m", "fastchat_serve", "--version"], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stdout == f"fastchat-serve {__version__}\n"
+
+
+COMMANDS = (
+    "check",
+    "plugins",
+    "models",
+    "workers",
+    "drain",
+    "explain",
+    "chat",
+    "controller",
+    "worker",
+    "api",
+    "message",
+)
+ACTIONS = ("load", "unload", "reload", "alias", "unalias")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "simulate", "docs", *(f"models {action}" for action in ACTIONS)])
+def test_every_command_says_in_its_help_what_it_does(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+
+    usage, description, *_ = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: fastchat-serve {command}")
+    assert description[0].isupper()
+    assert description.endswith(".")

@@ -176,13 +176,13 @@ class NotFound(InvalidRequest):
 
 
 class ModelNotFound(NotFound):
-    """No worker serves a model of this name."""
+    """No worker serves a model of this name. `listed`: the route that lists those that exist."""
 
     code = "model_not_found"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, listed: str = "/v1/models") -> None:
         shown = model if len(model) <= 100 else model[:100] + "…"
-        super().__init__(f"The model {shown!r} does not exist here. GET /v1/models lists those that do.", param="model")
+        super().__init__(f"The model {shown!r} does not exist here. GET {listed} lists those that do.", param="model")
 
 
 class MethodNotAllowed(InvalidRequest):

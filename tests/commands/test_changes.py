@@ -205,6 +205,14 @@ def test_a_controller_says_that_it_is_no_api(run, started):
     assert done.stderr.startswith("fastchat-serve: This process has no [api]: ask one that has.")
 
 
+def test_a_name_that_is_unknown_is_said_with_a_list_that_every_process_has(run, started):
+    at = ("--url", started(CONTROLLER).url)
+    for command in (("alias", "x", "nope"), ("unalias", "nope")):
+        done = run("models", *command, *at)
+        assert done.returncode == 1
+        assert "GET /cluster/workers lists those that do." in done.stderr
+
+
 def test_a_process_without_workers_names_the_option_before_anything_else(run, started):
     at = (
         "--url",

@@ -144,7 +144,7 @@ class Operations:
         """
         workers = self._registry.serving(model)
         if not workers:
-            raise ModelNotFound(model)
+            raise ModelNotFound(model, "/cluster/workers")
         others = [worker for worker in self._registry.serving(name) if worker not in workers]
         renamed = [worker for worker in workers if name not in worker.names]
         for worker in renamed:
@@ -162,7 +162,7 @@ class Operations:
         """Have nobody called `name` any more. Raises as `alias` does."""
         workers = self._registry.serving(name)
         if not workers:
-            raise ModelNotFound(name)
+            raise ModelNotFound(name, "/cluster/workers")
         for worker in workers:
             await self._rename(worker, "unalias", name)
 
