@@ -103,6 +103,21 @@ async def test_a_node_that_stops_has_left_and_is_not_lost(serving, caplog):
         assert f"{gone} is lost" not in caplog.text
 
 
+async def test_a_node_that_has_left_is_not_called_in_vain_whatever_was_said_of_it_before(serving, caplog, port):
+    url = f"http://127.0.0.1:{port}"
+    async with serving(api(url)) as front:
+        async with serving(worker(url)) as back:
+            async with serving(controller(), port=port):
+                await serves(front)
+            async with serving(controller(), port=port) as there:  # which lists it anew
+                await serves(there)
+                await said(caplog, f"The controller at {url} is heard.", 2)
+                back.application.refuse()
+                back.stop()
+                await until(lambda: states(front) == states(there) == [], JOIN_S)
+        assert "cannot be called" not in caplog.text
+
+
 async def test_who_stops_itself_does_not_complain_of_what_it_closes(serving, caplog):
     async with serving(controller()) as there, serving(worker(there.url)):
         async with serving(api(there.url)) as front:

@@ -165,9 +165,11 @@ class Watching:
                 if link is not None:
                     began = anyio.current_time()
                     await link.wait_unwell()
+                    self._dialled[node] = anyio.Event()  # what was said of it while all was well is no news
                     backoff.lasted(anyio.current_time() - began)
                     self._complaints.forget(_about(node, where[0]))
-                with anyio.move_on_after(backoff.wait_s()):
+                # Of one that said that it leaves, controllers are about to say so: there is nobody to dial.
+                with anyio.move_on_after(Backoff.MOST_S if link is not None and link.leaving else backoff.wait_s()):
                     await self._dialled[node].wait()
         finally:
             del self._dialled[node]
