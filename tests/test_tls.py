@@ -152,11 +152,16 @@ async def test_f22_a_worker_is_not_listed_and_the_reason_is_said_once(serving, c
     (ca.path.parent / "other").mkdir()
     wrong = REFUSED[case]
     async with serving(wrong.controller(ca)) as there, serving(wrong.worker(ca, there.url)):
-        await until(lambda: "Not listed at" in caplog.text, JOIN_S)
+        reason = wrong.says.format(url=there.url)
+
+        def said() -> list[str]:
+            """Of other reasons, such as that a busy machine does not answer in time, there may be lines as well."""
+            lines = [record.getMessage() for record in caplog.records]
+            return [line for line in lines if line.startswith("Not listed at") and reason in line]
+
+        await until(lambda: bool(said()), JOIN_S)
         await asyncio.sleep(1.0)  # it tries again meanwhile
-        lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Not listed at")]
-        assert len(lines) == 1
-        assert wrong.says.format(url=there.url) in lines[0]
+        assert len(said()) == 1
         assert there.application.registry.workers == ()
 
 
