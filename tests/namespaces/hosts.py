@@ -15,13 +15,16 @@ from tests.end_to_end.role import Role
 from tests.faults.load import Load
 from tests.namespaces.network import Network, Place
 
-__all__ = ["HARDLY_S", "OPEN", "SOON_S", "Host", "Hosts"]
+__all__ = ["AT_ONCE_S", "HARDLY_S", "OPEN", "SOON_S", "Host", "Hosts"]
 
 SOON_S = 3.0
 """Two seconds are promised; the rest is for a machine that has other things to do."""
 
 HARDLY_S = 1.5
 """Less than it takes to notice that somebody is silent: nobody had to wait for that."""
+
+AT_ONCE_S = 0.5
+"""50 ms are promised where a connection ends, and nobody has to notice a silence; the rest is for the machine."""
 
 KEY = "sk-client"
 OPEN = '[server]\nhost = "0.0.0.0"\nport = 8000\ndrain_s = 10\n'
