@@ -47,7 +47,7 @@ WORKLOADS = (
     Workload(name="stream-c1", streamed=True, at_least={}, added_ttft_ms=0.4),
 )
 """Rows 2, 6 and 7 of the figures that were promised, and the time to the first token: of one stream on an idle machine,
-whose processes have to wake up for it, and of one after the other."""
+whose processes have to wake up for it, and of one after the other, while workers and client share a core."""
 
 
 def measure(plan: Plan) -> Report:
