@@ -18,6 +18,7 @@ from fastchat_serve import cluster
 from fastchat_serve.server import HttpServer
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.dial import Backoff
+from tests import ports
 from tests.cluster import TOKEN, api, controller, worker
 from tests.conftest import Serving
 from tests.end_to_end.waiting import until
@@ -99,10 +100,8 @@ async def test_the_order_in_which_roles_start_does_not_matter(serving, free_port
 
 @pytest.fixture
 def free_port() -> int:
-    """One that nobody listens at, for servers that come and go at the same address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """For servers that come and go at the same address."""
+    return ports.free_port()
 
 
 async def test_g10_a_controller_that_is_gone_costs_no_request_and_one_that_is_back_knows_all(serving, free_port):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 import msgspec
 import psutil
 from msgspec import Struct
+
+from tests.ports import free_port
 
 __all__ = ["API_KEY", "Server", "bare", "configured", "cpu_s", "listed", "ours", "ready", "rss_mb"]
 
@@ -57,7 +58,7 @@ def ours(workers: str, *, core: int | None = None) -> Iterator[Server]:
 @contextmanager
 def configured(tables: str, *, core: int | None = None) -> Iterator[Server]:
     """fastchat-serve with these tables, pinned to `core`."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "bench.toml"
         config.write_text(f"[server]\nport = {port}\n{tables}")
@@ -68,7 +69,7 @@ def configured(tables: str, *, core: int | None = None) -> Iterator[Server]:
 @contextmanager
 def bare() -> Iterator[Server]:
     """`bare_app.py`."""
-    port = _free_port()
+    port = free_port()
     with _running(str(Path(__file__).with_name("bare_app.py")), str(port), port=port) as server:
         yield server
 
@@ -102,12 +103,6 @@ def cpu_s(pid: int) -> float:
 def rss_mb(pid: int) -> float:
     """Memory of a process, in units of 2**20 bytes as the harness counts."""
     return float(psutil.Process(pid).memory_info().rss) / (1 << 20)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 from tests.bench.gateway import WORKLOADS, measure, report
 from tests.bench.harness import SCRIPTS, Cell, HarnessError, Peer, running
 from tests.bench.report import Plan, Report, Verdict
+from tests.ports import free_port
 
 PLAIN = Cell(secs=2.0, requests=20_000, rps=10_000.0, cpu_pct=80.0, rss_mb=50.0, other_cpu_pct=5.0, fails=0)
 
@@ -165,8 +166,7 @@ def test_every_workload_has_a_bar() -> None:
 
 
 def a_peer(service: str) -> Peer:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return Peer(name=service, service=service, port=free.getsockname()[1])
+    return Peer(name=service, service=service, port=free_port())
 
 
 def a_harness(folder: Path) -> Path:

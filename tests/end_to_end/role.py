@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from tests.ports import free_ports
 
 __all__ = ["Role", "free_ports", "roles"]
 
@@ -94,17 +94,6 @@ class Role:
                 process.kill()
                 await process.wait()
             process._transport.close()  # type: ignore[attr-defined]  # or the loop warns of it
-
-
-def free_ports(count: int) -> list[int]:
-    """Where roles can listen, and again after a restart: below those that the kernel gives to whoever dials."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(10_000, 30_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
 
 
 @asynccontextmanager

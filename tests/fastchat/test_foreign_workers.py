@@ -17,6 +17,7 @@ from fastchat_serve.protocol.fastchat import NETWORK_ERROR, Conversation
 from fastchat_serve.server import HttpServer
 from tests.fastchat.acting import VICUNA, Actor, Asked, Reply, replies, said, streamed
 from tests.fastchat.conftest import Ours, client_of, listed, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -74,12 +75,11 @@ async def test_a_worker_that_registers_is_listed_and_answers(ours: Ours) -> None
 
 async def test_a_worker_may_register_before_it_listens(ours: Ours) -> None:
     worker = a_worker()
+    worker.port = free_port()
     async with ours() as server:
-        async with worker.listening():
-            port = worker.port
         await register(server, worker)
         assert server.application.registry.models == ("echo",)
-        async with worker.listening(port):
+        async with worker.listening(worker.port):
             await listed(server, "tiny")
 
 
@@ -185,11 +185,10 @@ async def test_requests_of_other_front_ends_count(ours: Ours) -> None:
 
 async def test_a_process_of_the_config_is_served_whenever_it_is_there(ours: Ours) -> None:
     worker = a_worker()
-    async with worker.listening():
-        port = worker.port
+    worker.port = free_port()
     async with ours(f'upstreams = ["{worker.url}"]') as server:
         for _ in range(2):
-            async with worker.listening(port):
+            async with worker.listening(worker.port):
                 await listed(server, "tiny")
             await refresh(server)
             await listed(server)
@@ -213,8 +212,7 @@ async def test_a_wrong_address_is_named_in_one_line_with_what_to_do(
     ours: Ours, caplog: pytest.LogCaptureFixture
 ) -> None:
     nobody = a_worker()
-    async with nobody.listening():
-        pass
+    nobody.port = free_port()
     async with ours() as server:
         await register(server, nobody)
         await until(lambda: any("--worker-address" in record.message for record in caplog.records))

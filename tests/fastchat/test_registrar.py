@@ -14,6 +14,7 @@ from fastchat_serve.fastchat.registrar import Registrar
 from tests.conftest import Serving
 from tests.fastchat.acting import Actor, Asked, replies, said
 from tests.fastchat.conftest import CONFIG, Ours, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -77,13 +78,12 @@ async def test_a_controller_that_forgot_it_hears_everything_again(ours: Ours) ->
 
 async def test_a_controller_that_comes_later_is_found(ours: Ours) -> None:
     controller = Controller()
-    async with controller.listening():
-        port = controller.port
+    controller.port = free_port()
     async with ours(f'beat_s = 0.05\ncontrollers = ["{controller.url}"]'):
         for _ in range(2):
             before = len(controller.registrations())
             controller.known.clear()
-            async with controller.listening(port):
+            async with controller.listening(controller.port):
                 await until(partial(controller.has_more_than, before))
 
 
@@ -100,18 +100,16 @@ async def test_an_address_that_is_configured_is_registered(ours: Ours) -> None:
 async def test_an_address_at_which_nobody_would_find_us_is_not_registered(
     ours: Ours, caplog: pytest.LogCaptureFixture
 ) -> None:
-    controller, nobody = Controller(), Controller()
-    async with nobody.listening():
-        pass
+    controller, nobody = Controller(), free_port()
     async with controller.listening(), ours() as server, anyio.create_task_group() as tasks:
         registrar = Registrar(controller.url, FastChat(), server.application.registry, "http")
-        registrar.listening(nobody.port)
+        registrar.listening(nobody)
         tasks.start_soon(registrar.run)
         await until(lambda: "fastchat.advertise" in caplog.text)
         tasks.cancel_scope.cancel()
 
     assert not controller.registrations()
-    assert f"127.0.0.1:{nobody.port}" in caplog.text
+    assert f"127.0.0.1:{nobody}" in caplog.text
 
 
 async def test_models_that_come_later_are_registered_then(ours: Ours) -> None:

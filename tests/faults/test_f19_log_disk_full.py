@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 
 import anyio
 import pytest
 
 from tests.end_to_end.process import started
 from tests.end_to_end.raw import connected, get, post
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -57,8 +57,7 @@ async def answering(port: int) -> str:
 )
 async def test_f19_serving_goes_on_without_a_log(config, tmp_path, monkeypatch, shell):
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with (
         started("--config", config, "--set", f"server.port={port}", shell=shell) as server,
         connected(await answering(port)) as connection,
