@@ -39,9 +39,12 @@ async def register(server: HttpServer, worker: Actor, **more: Any) -> httpx.Resp
 
 async def beat(server: HttpServer, worker: Actor, queue_length: int = 0) -> bool:
     async with httpx.AsyncClient(base_url=server.url) as http:
-        body = {"worker_name": worker.url, "queue_length": queue_length}
-        reply = await http.post("/receive_heart_beat", json=body)
-    exist: bool = reply.json()["exist"]
+        return await beat_over(http, worker, queue_length)
+
+
+async def beat_over(http: httpx.AsyncClient, worker: Actor, queue_length: int = 0) -> bool:
+    body = {"worker_name": worker.url, "queue_length": queue_length}
+    exist: bool = (await http.post("/receive_heart_beat", json=body)).json()["exist"]
     return exist
 
 
@@ -96,12 +99,16 @@ async def test_who_is_not_heard_of_is_listed_no_more_and_is_told_so(ours: Ours) 
 
 async def test_beats_keep_a_worker(ours: Ours) -> None:
     worker = a_worker()
-    async with worker.listening(), ours("lease_s = 0.5") as server:
+    async with (
+        worker.listening(),
+        ours("lease_s = 1.0") as server,
+        httpx.AsyncClient(base_url=server.url) as http,  # a client takes longer to make than a beat
+    ):
         await register(server, worker)
         await listed(server, "tiny")
-        until_s = anyio.current_time() + 1.2
+        until_s = anyio.current_time() + 2.4
         while anyio.current_time() < until_s:
-            assert await beat(server, worker)
+            assert await beat_over(http, worker)
             await anyio.sleep(0.05)  # it is time that this is about
         assert server.application.registry.models == ("echo", "tiny")
 
