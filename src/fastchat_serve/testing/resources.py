@@ -71,10 +71,10 @@ def children() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            command = " ".join(child.cmdline())
+            command, status = " ".join(child.cmdline()), child.status()
         except psutil.Error:  # it has ended meanwhile
             continue
-        if child.status() != psutil.STATUS_ZOMBIE and not any(tracker in command for tracker in _TRACKERS):
+        if status != psutil.STATUS_ZOMBIE and not any(tracker in command for tracker in _TRACKERS):
             found.append(child)
     return found
 
