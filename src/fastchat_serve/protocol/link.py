@@ -485,41 +485,50 @@ class FrameReader(Generic[M]):
 
     def __init__(self, messages: type[list[M]]) -> None:
         self._decode = _decoder(messages).decode
-        self._buffer = bytearray()
+        self._rest = bytearray()
+        """The beginning of the next frame."""
+        self._wanted = _HEAD.size
+        """How long that has to become before it is looked at again."""
         self.frames = 0
 
     @property
     def incomplete_bytes(self) -> int:
         """What there is of the next frame."""
-        return len(self._buffer)
+        return len(self._rest)
 
     def feed(self, data: bytes) -> list[M]:
         """All messages that have become complete. Raises `LinkBroken`."""
-        self._buffer += data
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return []
+            data, self._rest = bytes(self._rest), bytearray()
         found: list[M] = []
-        for body in self._bodies():
+        for body in self._bodies(memoryview(data)):
             try:
                 found += self._decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise LinkBroken(f"a frame cannot be read: {type(error).__name__}") from error
         return found
 
-    def _bodies(self) -> Iterator[bytes]:
-        start, end = 0, len(self._buffer)
-        try:
-            while end - start >= _HEAD.size:
-                size, inverted, checksum = _HEAD.unpack_from(self._buffer, start)
-                if size ^ inverted != _ALL_BITS:
-                    raise LinkBroken("a frame has been damaged on its way")
-                if size > MAX_FRAME_BYTES:
-                    raise LinkBroken(f"a frame of {size} bytes is too long")
-                if end - start < _HEAD.size + size:
-                    return
-                body = bytes(memoryview(self._buffer)[start + _HEAD.size : start + _HEAD.size + size])
-                if crc32(body) != checksum:
-                    raise LinkBroken("a frame has been damaged on its way")
-                start += _HEAD.size + size
-                self.frames += 1
-                yield body
-        finally:
-            del self._buffer[:start]
+    def _bodies(self, data: memoryview) -> Iterator[memoryview]:
+        """Of the frames that are complete; the beginning of another is kept."""
+        start, end = 0, len(data)
+        self._wanted = _HEAD.size
+        while end - start >= _HEAD.size:
+            size, inverted, checksum = _HEAD.unpack_from(data, start)
+            if size ^ inverted != _ALL_BITS:
+                raise LinkBroken("a frame has been damaged on its way")
+            if size > MAX_FRAME_BYTES:
+                raise LinkBroken(f"a frame of {size} bytes is too long")
+            if end - start < _HEAD.size + size:
+                self._wanted += size
+                break
+            start += _HEAD.size
+            body = data[start : start + size]
+            if crc32(body) != checksum:
+                raise LinkBroken("a frame has been damaged on its way")
+            start += size
+            self.frames += 1
+            yield body
+        self._rest += data[start:]

@@ -148,17 +148,21 @@ class Caller:
         """The host speaks first."""
 
     def receive(self, messages: Sequence[FromHost]) -> None:
-        fresh: list[_Incoming] = []  # those with text that is not passed on yet: one chunk for all that a read brings
+        fresh: dict[int, Delta | list[Delta]] = {}  # of each stream: one chunk for all that a read brings
         for message in messages:
             if type(message) is Deltas:
                 for delta in message.of:
-                    stream = self._streams.get(delta.stream)
-                    if stream is not None and stream.add(delta):
-                        fresh.append(stream)
+                    number = delta.stream
+                    if number not in fresh:
+                        fresh[number] = delta
+                    elif type(before := fresh[number]) is list:
+                        before.append(delta)
+                    else:
+                        fresh[number] = [before, delta]
             else:
-                _pass_on(fresh)
+                self._pass_on(fresh)
                 self._receive(message)
-        _pass_on(fresh)
+        self._pass_on(fresh)
 
     def silent(self) -> None:
         """The host is frozen, or cut off: nobody waits for it."""
@@ -177,6 +181,17 @@ class Caller:
         self._end_all(lost_error())
 
     # -------------------------------------------------------------------------------------------------
+
+    def _pass_on(self, fresh: dict[int, Delta | list[Delta]]) -> None:
+        for number, came in fresh.items():
+            if (stream := self._streams.get(number)) is None:
+                continue
+            if type(came) is Delta:
+                stream.pass_on(came.text, came.token_ids)
+            else:
+                text = "".join([delta.text for delta in came])
+                stream.pass_on(text, tuple([id_ for delta in came for id_ in delta.token_ids]), len(came))
+        fresh.clear()
 
     def _receive(self, message: FromHost) -> None:
         match message:
@@ -246,12 +261,6 @@ def _written(message: FromCaller) -> Raw:
         raise PayloadTooLarge("The request is too long to be passed to the worker's process.") from None
 
 
-def _pass_on(fresh: list[_Incoming]) -> None:
-    for stream in fresh:
-        stream.pass_on()
-    fresh.clear()
-
-
 class _Call:
     """One call that is waited for."""
 
@@ -275,13 +284,11 @@ class _Call:
 class _Incoming:
     """One stream on its way here; also its handle."""
 
-    __slots__ = ("_aborted", "_id", "_ids", "_link", "_number", "_sink", "_taken", "_text", "_told", "worker")
+    __slots__ = ("_aborted", "_id", "_link", "_number", "_sink", "_taken", "_told", "worker")
 
     def __init__(self, number: int, worker: Called, id_: str, sink: Sink, link: Link[FromCaller, FromHost]) -> None:
         self._number, self.worker, self._id, self._sink, self._link = number, worker, id_, sink, link
         self._taken = 0  # bytes, since they were granted anew
-        self._text: str | None = None  # with `_ids`, what came and is to be passed on
-        self._ids: tuple[int, ...] = ()
         self._aborted = self._told = False
 
     def abort(self) -> None:
@@ -289,21 +296,10 @@ class _Incoming:
             self._aborted = True
             self._link.send(Abort(self._number))
 
-    def add(self, delta: Delta) -> bool:
-        """Keep it for `pass_on`. Whether it is the first that is kept."""
-        self._taken += plain_size(delta.text, delta.token_ids)  # of each, as the host counts them
-        if self._text is None:
-            self._text, self._ids = delta.text, delta.token_ids
-            return True
-        self._text += delta.text
-        self._ids += delta.token_ids
-        return False
-
-    def pass_on(self) -> None:
-        assert self._text is not None
-        chunk = Chunk(text=self._text, token_ids=self._ids)
-        self._text = None
-        self._push(chunk)
+    def pass_on(self, text: str, token_ids: tuple[int, ...], deltas: int = 1) -> None:
+        """Push what so many of them brought as one chunk."""
+        self._taken += plain_size(text, token_ids, deltas)
+        self._push(Chunk(text=text, token_ids=token_ids))
 
     def push(self, chunk: Chunk) -> None:
         self._taken += size_of(chunk)

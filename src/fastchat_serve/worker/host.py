@@ -100,6 +100,8 @@ class Host:
         self._waiting: dict[int, str] = {}
         """Workers of the calls that take a slot, or a place in the queue."""
         self._said: dict[str, tuple[Statement, Load]] = {}
+        self._freed: dict[str, None] = {}
+        """Workers with streams that have ended in this turn."""
         self._timer: asyncio.TimerHandle | None = None
 
     def keep_announcing(self) -> None:
@@ -207,7 +209,14 @@ class Host:
         """A stream has ended, with `error` if that was not its own end."""
         del self._streams[stream]
         self.link.send(_ended(stream, None if error is None else as_serve_error(error, str(stream))))
-        asyncio.get_running_loop().call_soon(self._announce_of, worker_id)  # its slot is freed after this
+        if not self._freed:
+            self.link.before_leaving(self._announce_freed)  # slots are freed after this
+        self._freed[worker_id] = None
+
+    def _announce_freed(self) -> None:
+        freed, self._freed = self._freed, {}
+        for worker_id in freed:
+            self._announce_of(worker_id)
 
     def _announce_of(self, worker_id: str) -> None:
         if (worker := self._workers.get(worker_id)) is not None:
@@ -363,9 +372,10 @@ def size_of(chunk: Chunk) -> int:
     return size
 
 
-def plain_size(text: str, token_ids: tuple[int, ...]) -> int:
-    """`size_of` a chunk of nothing else."""
-    return 16 + (len(text) if text.isascii() else 4 * len(text)) + 4 * len(token_ids)
+def plain_size(text: str, token_ids: tuple[int, ...], chunks: int = 1) -> int:
+    """`size_of` a chunk of nothing else, or of several together."""
+    text_bytes = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    return 16 * chunks + text_bytes + 4 * len(token_ids)
 
 
 def _size_of_logprobs(logprobs: Sequence[TokenLogprob]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from msgspec import Raw
@@ -79,6 +79,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._outbox: list[S | Raw | WrittenDeltas | Ping | Pace] = []
         self._deltas: list[Raw] | None = None
         """Of the last message in the outbox, if more can join it."""
+        self._last_words: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._ping_s = PING_S
         self._heard_at = self._spoke_at = self._loop.time()
@@ -125,6 +126,14 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._deltas = []
             self._post(WrittenDeltas(self._deltas))
         self._deltas.append(delta)
+
+    def before_leaving(self, speak: Callable[[], None]) -> None:
+        """Have `speak` called when what was sent in this turn is about to leave: what it sends leaves with it.
+
+        For what is true only once everything else of the turn is done. Something must have been sent already.
+        """
+        if self.open:
+            self._last_words.append(speak)
 
     async def wait_closed(self) -> None:
         """Return when the link is gone."""
@@ -204,6 +213,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
             self._timer.cancel()
         self._transport = None
         self._outbox.clear()
+        self._last_words.clear()
         self.reason = self.reason or reason
         self._gone.set()
         self._end.closed(self.reason)
@@ -220,12 +230,15 @@ class Link(asyncio.Protocol, Generic[S, R]):
         self._outbox.append(message)
 
     def _flush(self) -> None:
-        messages, self._outbox, self._deltas = self._outbox, [], None
-        if not messages or not self.open:
+        if not self._outbox or not self.open:
             return
         assert self._transport is not None
         self._spoke_at = self._loop.time()
         try:
+            last_words, self._last_words = self._last_words, []
+            for speak in last_words:
+                speak()
+            messages, self._outbox, self._deltas = self._outbox, [], None
             for frame in frames(messages):
                 self._sent_bytes += len(frame)
                 self._transport.write(frame)
