@@ -38,6 +38,9 @@ placement = "process"
 options = {{ {options} }}
 """
 ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 20')
+SLOW_ECHOES = ECHOES.replace("20", "100")
+"""For the last tokens: the signal has to arrive while there is one to come."""
+LATE = TOKENS - 4
 HF = PAIR.format(backend="hf", model='model = "demo"', options='device = "cpu", dtype = "float32"')
 LOADING_S = 60.0
 
@@ -103,15 +106,18 @@ async def struck_answer(server: HttpServer, number: signal.Signals, at: int, **r
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
-async def test_f1_f2_killed_at_every_token_the_answer_is_the_same(serving, temperature):
-    async with serving(ECHOES) as server:
-        for at in range(TOKENS):
+@pytest.mark.parametrize(
+    ("echoes", "strikes"), [(ECHOES, range(LATE)), (SLOW_ECHOES, range(LATE, TOKENS))], ids=["early", "late"]
+)
+async def test_f1_f2_killed_at_every_token_the_answer_is_the_same(serving, echoes, strikes, temperature):
+    async with serving(echoes) as server:
+        for at in strikes:
             sink = await struck_answer(server, signal.SIGKILL, at, prompt=TEXT, temperature=temperature, seed=5)
             assert (sink.text, sink.ends) == (TEXT, [None]), at
             assert [token for chunk in sink.chunks for token in chunk.token_ids] == list(TEXT.encode())
             assert sink.chunks[-1].usage.completion_tokens == TOKENS
         await until(lambda: queue_lengths(server) == (0, 0))
-        assert sum(server.application.dispatcher.moves.counts.values()) == TOKENS
+        assert sum(server.application.dispatcher.moves.counts.values()) == len(strikes)
 
 
 @pytest.mark.parametrize("at", [0, 4])
@@ -126,7 +132,7 @@ async def test_f3_frozen_the_answer_goes_on_elsewhere_and_no_late_token_comes(se
 async def test_f1_a_real_model_goes_on_in_another_process_as_if_nothing_had_happened(serving):
     async with serving(HF) as server:
         for temperature, at in ((0.0, 5), (1.0, 11)):
-            asked = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": temperature, "seed": 11}
+            asked = {"prompt": "Once upon a time", "max_tokens": 200, "temperature": temperature, "seed": 11}
             undisturbed = Remembering()
             server.application.dispatcher.start("m", a_request(**asked, ignore_eos=True), undisturbed)
             await undisturbed.ended()
