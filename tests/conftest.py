@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from fastchat_serve.app import Application
 from fastchat_serve.configfile.load import load_config
@@ -17,6 +18,10 @@ from fastchat_serve.plugins import Plugins
 from fastchat_serve.quiet import QuietProcess, is_quiet
 from fastchat_serve.server import HttpServer, bind
 from fastchat_serve.worker import restarts
+
+# What one example takes says nothing where other processes have the cores, too.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
 """Of an `HttpServer`, or of a `QuietProcess` where the config has nobody listen."""

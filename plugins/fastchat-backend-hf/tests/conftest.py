@@ -17,12 +17,17 @@ import pytest
 import tiny_models
 from blockbuster import blockbuster_ctx
 from hf_answers import Folder, Opened, engine_on
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from fastchat_serve.stepping import SteppingEngine
 
 transformers_logging.disable_progress_bar()
+
+# What one example takes says nothing where other processes have the cores, too.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +74,7 @@ def opened(folder: Folder) -> Opened:
     @asynccontextmanager
     async def opened(model: str | Path = "llama", **options: Any) -> AsyncIterator[SteppingEngine]:
         path = folder(model) if isinstance(model, str) else model
-        settings: dict[str, Any] = {"kv_cache_tokens": 4096, "device": "cpu"} | options
-        async with engine_on(path, **settings) as engine:
+        async with engine_on(path, **{"kv_cache_tokens": 4096, "device": "cpu"} | options) as engine:
             yield engine
 
     return opened
