@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hf_answers import Answer, Opened, answer, asking, until
+from hf_answers import Answer, Opened, RecordingSink, answer, asking, until
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -343,12 +343,15 @@ async def test_lower_priority_values_are_served_first(opened: Opened) -> None:
             await answer(engine, asking(id=name, priority=priority, max_tokens=20, ignore_eos=True))
             order.append(name)
 
+        first = engine.start(asking(id="first", priority=5, max_tokens=None, ignore_eos=True), RecordingSink())
+        await until(lambda: engine.current_load().running == 1)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(run("first", 5))
-            await until(lambda: engine.current_load().running == 1)
             tasks.create_task(run("late", 2))
             tasks.create_task(run("urgent", -1))
-    assert order.index("urgent") < order.index("late")
+            await until(lambda: engine.current_load().waiting == 2)
+            await engine.tokenize(TextPrompt("who is prepared after both"))
+            first.abort()
+    assert order == ["urgent", "late"]
 
 
 async def test_text_streams_in_whole_characters(opened: Opened, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -112,11 +112,13 @@ async def test_a_step_wakes_the_loop_once_for_all_streams(opened: Opened, monkey
     async with opened() as engine:
         steps = 0
         posted = 0
+        all_are_there = threading.Event()
         decode = BatchRunner.decode
 
         def counted(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
             nonlocal steps
             steps += 1
+            all_are_there.wait(10)
             return decode(self, tokens, blocks)
 
         loop = asyncio.get_running_loop()
@@ -130,7 +132,11 @@ async def test_a_step_wakes_the_loop_once_for_all_streams(opened: Opened, monkey
         monkeypatch.setattr(BatchRunner, "decode", counted)
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted_post)
         requests = [asking((5, i), id=str(i), max_tokens=20, ignore_eos=True) for i in range(8)]
-        await asyncio.gather(*(answer(engine, request) for request in requests))
+        answers = asyncio.gather(*(answer(engine, request) for request in requests))
+        await until(lambda: engine.current_load().running + engine.current_load().waiting == 8)
+        await engine.tokenize(TextPrompt("what is prepared after them"))
+        all_are_there.set()
+        await answers
     assert posted <= steps + 8  # a step without decoding only begins rows
     assert steps < 40
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -21,7 +23,7 @@ from fastchat_backend_hf.generation import Generation
 from fastchat_backend_hf.pace import STEP_TOKENS, Pace
 from fastchat_backend_hf.reading import Reading
 from fastchat_backend_hf.runners import Block
-from fastchat_serve import Chunk, OutOfMemory
+from fastchat_serve import Chunk, OutOfMemory, TextPrompt
 from fastchat_serve.stepping import News
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +51,18 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one size: what they take on this machine does not matter."""
     monkeypatch.setattr(Pace, "alone", lambda self: STEP_TOKENS)
     monkeypatch.setattr(Pace, "beside", lambda self, crowded: STEP_TOKENS)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps long enough for the loop to act while a long prompt is read, though the machine is busy."""
+    step = Generation.step
+
+    def slowed(self: Generation) -> list[News]:
+        time.sleep(0.02)
+        return step(self)
+
+    monkeypatch.setattr(Generation, "step", slowed)
 
 
 @pytest.mark.usefixtures("steady")
@@ -105,12 +119,15 @@ async def test_tokens_are_those_of_generate_however_a_prompt_is_read(opened: Ope
 async def test_short_prompts_share_a_step(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "beside", lambda self, crowded: 4 * STEP_TOKENS)
     most = 0
+    go_on = threading.Event()
+    go_on.set()
     decode = BatchRunner.decode
 
     def watched(self: BatchRunner, tokens: Sequence[int], blocks: Sequence[Block] = ()) -> Tensor:
         nonlocal most
         most = max(most, len(blocks))
         assert sum(block.most for block in blocks) <= 4 * STEP_TOKENS
+        go_on.wait(10)
         return decode(self, tokens, blocks)
 
     monkeypatch.setattr(BatchRunner, "decode", watched)
@@ -119,12 +136,17 @@ async def test_short_prompts_share_a_step(opened: Opened, monkeypatch: pytest.Mo
         alone = [await answer(engine, request) for request in requests]
         async with aclosing(engine.generate_stream(ENDLESS)) as running:
             await anext(running)
-            together = await asyncio.gather(*(answer(engine, request) for request in requests))
+            go_on.clear()
+            answers = asyncio.gather(*(answer(engine, request) for request in requests))
+            await until(lambda: engine.current_load().running + engine.current_load().waiting == 13)
+            await engine.tokenize(TextPrompt("what is prepared after them"))
+            go_on.set()
+            together = await answers
     assert most >= 4
     assert [one.ids for one in together] == [one.ids for one in alone]
 
 
-@pytest.mark.usefixtures("steady")
+@pytest.mark.usefixtures("steady", "slow")
 async def test_a_short_prompt_overtakes_a_long_one(opened: Opened) -> None:
     async with opened() as engine, aclosing(engine.generate_stream(ENDLESS)) as running:
         await anext(running)
@@ -136,7 +158,7 @@ async def test_a_short_prompt_overtakes_a_long_one(opened: Opened) -> None:
         await until(lambda: bool(long.ends))
 
 
-@pytest.mark.usefixtures("steady")
+@pytest.mark.usefixtures("steady", "slow")
 @pytest.mark.parametrize("beside", [True, False], ids=["beside an answer", "alone"])
 async def test_a_prompt_given_up_while_it_is_read_leaves_nothing(opened: Opened, beside: bool) -> None:
     async with opened(prefix_cache=False) as engine:
