@@ -68,8 +68,9 @@ async def test_a_stream_can_be_closed_after_any_token_and_holds_nothing_then(ope
 
 async def test_others_go_on_when_one_leaves(opened: Opened) -> None:
     async with opened(prefill_tokens=16) as engine:
-        alone = await answer(engine, asking(max_tokens=40))
-        kept = asyncio.create_task(answer(engine, asking(max_tokens=40)))
+        request = asking(max_tokens=200, ignore_eos=True)  # longer than the three are there
+        alone = await answer(engine, request)
+        kept = asyncio.create_task(answer(engine, request))
         for prompt in (LONG, TextPrompt("Hello"), LONG):
             sink = RecordingSink()
             handle = engine.start(asking(prompt, max_tokens=50), sink)
