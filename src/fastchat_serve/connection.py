@@ -124,7 +124,8 @@ class Connection(asyncio.Protocol):
                 self._log(cycle)
             cycle.disconnect()
         self._cycles.clear()
-        del self._parser  # it holds us
+        self._incoming = None  # it holds us
+        del self._parser  # and so does this
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:

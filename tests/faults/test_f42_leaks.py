@@ -11,13 +11,16 @@ import os
 import random
 import socket
 import struct
-from contextlib import suppress
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import psutil
 import pytest
 
 from fastchat_serve.server import HttpServer
+from fastchat_serve.worker.base import WorkerState
+from tests import cluster
 from tests.end_to_end.raw import post
 from tests.end_to_end.waiting import queue_lengths, until
 
@@ -31,14 +34,13 @@ GROWTH_BYTES = 1 * 2**20
 """What memory may grow by in every round. A leak grows in each of them. An allocator's slack comes in jumps, the more
 so after thousands of other tests, and some round goes without."""
 
-ECHO = """
-[controller]
-[api]
+WORKER = """
 [[worker]]
 backend = "echo"
 concurrency = 16
 queue = 64
 """
+ECHO = "[controller]\n[api]" + WORKER
 SAID = {"model": "echo", "messages": [{"role": "user", "content": "to be or not to be"}]}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -175,6 +177,38 @@ async def test_tasks_descriptors_slots_and_memory_are_afterwards_as_before(servi
         assert queue_lengths(server) == (0, 0)
         assert [worker.load().engine.running for worker in server.application.workers] == [0]
         assert min(growths) < GROWTH_BYTES, growths
+
+
+@pytest.mark.parametrize("place", ["one worker", "two workers", "two hosts"])
+async def test_what_was_held_for_a_request_goes_without_the_collector(serving, place: str):
+    """What waits for it is memory that is not used again while it is warm: a tenth of what a plain request costs."""
+    async with AsyncExitStack() as stack:
+        if place == "two hosts":
+            there = await stack.enter_async_context(serving(cluster.controller()))
+            server = await stack.enter_async_context(serving(cluster.api(there.url)))
+            for _ in range(2):
+                await stack.enter_async_context(serving(cluster.worker(there.url)))
+        else:
+            server = await stack.enter_async_context(serving(ECHO if place == "one worker" else ECHO + WORKER))
+        count = 1 if place == "one worker" else 2
+        await until(lambda: ready(server) == count, within_s=10)
+        await Load(server, 200, seed=1).run()
+        await settled(server)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await Load(server, 500, seed=2).run()
+            await settled(server)
+            gc.collect()
+            ours = [type(item) for item in gc.garbage if type(item).__module__.startswith("fastchat_serve.")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert Counter(kind.__qualname__ for kind in ours) == {}
+
+
+def ready(server: HttpServer) -> int:
+    return sum(worker.state is WorkerState.READY for worker in server.application.registry.serving("echo"))
 
 
 async def settled(server: HttpServer) -> None:

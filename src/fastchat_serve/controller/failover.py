@@ -154,7 +154,7 @@ class MovingAnswer:
         self._lay_down()
         if error is not None and not self._aborted and self._move(error):
             return
-        self._over = True
+        self._over, self._handle = True, None  # the handle holds us
         self._moves.live -= 1
         self._moves.retrying -= self._is_retry
         self._sink.end(error)

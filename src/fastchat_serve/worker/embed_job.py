@@ -61,6 +61,7 @@ class EmbedJob:
             raise as_serve_error(error, self._request.id) from error
         finally:
             self._slots.release(self._ticket)
+            del self._ticket  # it holds us
 
     @property
     def waiting(self) -> bool:
