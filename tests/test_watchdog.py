@@ -84,9 +84,7 @@ async def test_two_long_blocks_are_two_incidents(
             hog(0.7)
             await until(lambda number=number: len([s for s in blocks if s > 0.5]) == number)  # type: ignore[misc]
 
-    assert [record.getMessage().partition(" by ")[0] for record in told(caplog) if record.levelname == "ERROR"] == [
-        "The event loop is blocked"
-    ] * 2
+    assert sum("is blocked by" in record.getMessage() for record in told(caplog)) == 2
 
 
 async def test_after_a_very_long_block_there_is_a_complaint_until_the_loop_was_well_for_a_while(
