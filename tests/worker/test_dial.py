@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -143,10 +145,18 @@ async def test_whoever_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
         assert "does not answer within" in await problem(url)
 
 
-async def test_a_host_that_is_not_known_is_told_of() -> None:
+async def test_a_host_that_is_not_known_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find_nobody(host: str, *_: object, **__: object) -> NoReturn:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_nobody)
     with pytest.raises(DialError, match="there is no host"):
         await resolve("http://no-such-host.invalid:80")
     assert "there is no host" in await problem("http://no-such-host.invalid:80")
+    assert asked == ["no-such-host.invalid"] * 2
 
 
 @pytest.mark.parametrize(
