@@ -88,7 +88,7 @@ class Terminal:
         while True:
             self.type("\x03")
             with contextlib.suppress(TimeoutError):
-                return self._expect(text, min(time.monotonic() + 1, deadline))
+                return self._expect(text, min(time.monotonic() + 5, deadline))
             assert time.monotonic() < deadline, f"Ctrl-C did nothing; it said:\n{self.seen}"
 
     def wait(self) -> int:
