@@ -24,7 +24,7 @@ STREAMS = 40
 
 @pytest.fixture
 def config(tmp_path):
-    """Answers of some 60 tokens take well over half a second."""
+    """Answers of 150 tokens take a second and a half."""
     path = tmp_path / "config.toml"
     path.write_text(
         '[server]\nport = 0\n[controller]\n[api]\n[[worker]]\nbackend = "echo"\n'
@@ -34,8 +34,8 @@ def config(tmp_path):
 
 
 ENDLESS = {"model": "echo", "prompt": "on", "max_tokens": 9999}
-LONG = " ".join(map(str, range(60)))
-STREAM = post("/v1/completions", {"model": "echo", "prompt": LONG, "max_tokens": 99, "stream": True})
+LONG = " ".join(map(str, range(150)))
+STREAM = post("/v1/completions", {"model": "echo", "prompt": LONG, "max_tokens": 999, "stream": True})
 
 
 async def stream_through(url: str, began: asyncio.Semaphore) -> list:

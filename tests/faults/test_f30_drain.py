@@ -17,7 +17,7 @@ from tests.faults.ledger import Ending, ending
 pytestmark = pytest.mark.anyio
 
 STREAMS = 200
-TEXT = " ".join(map(str, range(40)))
+TEXT = " ".join(map(str, range(150)))
 CONFIG = f"""
 [server]
 port = 0
