@@ -540,7 +540,7 @@ async def test_a_model_that_is_loaded_on_a_node_is_known_everywhere(serving, gat
 
 
 async def test_a_model_is_loaded_beside_a_worker_elsewhere_and_its_progress_is_told_here(serving, gate):
-    async with split(serving, gate) as (_, front, back, operator), anyio.create_task_group() as tasks:
+    async with split(serving, gate) as (there, front, back, operator), anyio.create_task_group() as tasks:
         beside = f"/cluster/models/load?beside={back.application.workers[0].id}"
         gate.close()
         told: list[dict[str, Any]] = []
@@ -552,7 +552,9 @@ async def test_a_model_is_loaded_beside_a_worker_elsewhere_and_its_progress_is_t
         await until(lambda: gate.loads == 2, SOON_S)
         gate.engines[-1].progress("reading weights", 0.5)
         await until(lambda: states(front, "two") == ["loading"], SOON_S)
-        await anyio.sleep(0.5)  # over the link, and then a look of the route's
+        heard = there.application.registry.serving
+        await until(lambda: any(each.progress.fraction == 0.5 for each in heard("two")), SOON_S)
+        await anyio.sleep(0.5)  # a look of the route's is not announced
         gate.open()
         await until(lambda: bool(told), SOON_S)
         assert any(event["workers"][0]["fraction"] == 0.5 for event in told if event["workers"])
