@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastchat_serve import Chunk, EmbedRequest, TextPrompt
 from fastchat_serve.engine import Embeddings, EngineLoad, Sink
@@ -41,6 +43,15 @@ async def test_a_stream_of_any_length_arrives_whole_however_its_chunks_travel_to
         for sink in sinks:
             assert (await sink.ended()).ends == [None]
             assert len(sink.text) == count
+
+
+@given(st.lists(st.tuples(st.text(), st.lists(st.integers(0, 1000)).map(tuple)), min_size=1))
+def test_chunks_are_as_large_together_as_one_by_one(chunks: list[tuple[str, tuple[int, ...]]]) -> None:
+    """Else a host that counts each, and a caller that counts what one read brought, would come to differ."""
+    text = "".join(text for text, _ in chunks)
+    token_ids = tuple(id_ for _, ids in chunks for id_ in ids)
+    one_by_one = sum(host.plain_size(text, ids) for text, ids in chunks)
+    assert host.plain_size(text, token_ids, len(chunks)) == one_by_one
 
 
 def speaking(monkeypatch: pytest.MonkeyPatch, chunk: Chunk) -> None:

@@ -86,6 +86,22 @@ async def test_what_is_sent_before_a_link_is_closed_arrives(caplog: pytest.LogCa
     assert hosting.reason == "it is over"
 
 
+async def test_last_words_are_spoken_after_all_else_of_a_turn_and_leave_with_it() -> None:
+    caller, host = End(), End()
+    calling, hosting = await linked(caller, host)
+
+    hosting.send(Gone("first"))
+    hosting.before_leaving(lambda: hosting.send(Gone("last")))
+    hosting.send(Gone("second"))
+    hosting.close("it is over")  # now
+    with anyio.fail_after(10):
+        await calling.wait_closed()
+        await hosting.wait_closed()
+
+    assert caller.received == [Gone("first"), Gone("second"), Gone("last")]
+    hosting.before_leaving(lambda: pytest.fail("there is nobody to hear it"))
+
+
 async def test_the_caller_sets_the_pace_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     caller, host = End(), End()
     calling, hosting = await linked(caller, host)

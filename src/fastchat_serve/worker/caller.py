@@ -155,7 +155,7 @@ class Caller:
                     number = delta.stream
                     if number not in fresh:
                         fresh[number] = delta
-                    elif type(before := fresh[number]) is list:
+                    elif isinstance(before := fresh[number], list):
                         before.append(delta)
                     else:
                         fresh[number] = [before, delta]
@@ -186,7 +186,7 @@ class Caller:
         for number, came in fresh.items():
             if (stream := self._streams.get(number)) is None:
                 continue
-            if type(came) is Delta:
+            if isinstance(came, Delta):
                 stream.pass_on(came.text, came.token_ids)
             else:
                 text = "".join([delta.text for delta in came])
