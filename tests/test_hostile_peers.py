@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from fastchat_serve.engine import CONTRACT
-from fastchat_serve.protocol.link import Hello, Message, frame
+from fastchat_serve.protocol.frames import frame
+from fastchat_serve.protocol.link import Hello, Message
 from fastchat_serve.protocol.watch import Watch
 from fastchat_serve.worker.dial import NODE, WATCH, Credentials, dial
 from tests.cluster import TOKEN, api, controller, worker

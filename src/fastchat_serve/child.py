@@ -26,7 +26,8 @@ from fastchat_serve.config import Config, Worker
 from fastchat_serve.logs import logging_to
 from fastchat_serve.making import make_local_worker
 from fastchat_serve.plugins import Plugins
-from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Progress, Refuse, Stop, Unopened, readable
+from fastchat_serve.protocol.frames import readable
+from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Progress, Refuse, Stop, Unopened
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.host import Host
 from fastchat_serve.worker.link import Link

@@ -14,7 +14,8 @@ from fastchat_serve.controller.admission import Admission
 from fastchat_serve.controller.fleet import Fleet
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.engine import CONTRACT
-from fastchat_serve.protocol.link import Hello, frame
+from fastchat_serve.protocol.frames import frame
+from fastchat_serve.protocol.link import Hello
 from fastchat_serve.worker.dial import Credentials
 from tests.worker.every_worker import until
 

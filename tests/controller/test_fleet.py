@@ -15,7 +15,8 @@ from fastchat_serve.controller import damping
 from fastchat_serve.controller import fleet as module
 from fastchat_serve.controller.fleet import Fleet, NodeLink, node_label
 from fastchat_serve.controller.registry import Registry
-from fastchat_serve.protocol.link import FromHost, Gone, Hello, Leaving, Message, Ping, Statement, frame
+from fastchat_serve.protocol.frames import frame
+from fastchat_serve.protocol.link import FromHost, Gone, Hello, Leaving, Message, Ping, Statement
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.link import PING_S
 from tests.worker.every_worker import local, until
@@ -71,7 +72,8 @@ def fleet(registry: Registry) -> Fleet:
 @pytest.fixture
 async def said() -> Statement:
     """What a ready worker is, as its host would say it."""
-    from fastchat_serve.protocol.link import FrameReader, FromCaller
+    from fastchat_serve.protocol.frames import FrameReader
+    from fastchat_serve.protocol.link import FromCaller
     from fastchat_serve.worker.host import Host
     from fastchat_serve.worker.link import Link
 

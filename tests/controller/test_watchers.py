@@ -13,7 +13,8 @@ import pytest
 from fastchat_serve.controller import watchers
 from fastchat_serve.controller.table import Table
 from fastchat_serve.controller.watchers import Watchers
-from fastchat_serve.protocol.link import FrameReader, Message, Ping, frame
+from fastchat_serve.protocol.frames import FrameReader, frame
+from fastchat_serve.protocol.link import Message, Ping
 from fastchat_serve.protocol.watch import Choosing, FromController, Joined, Listing, NodeCard, Watch
 from fastchat_serve.worker.link import Link
 from tests.worker.every_worker import until

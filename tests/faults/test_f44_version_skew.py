@@ -7,7 +7,8 @@ import pytest
 
 from fastchat_serve import __version__
 from fastchat_serve.engine import CONTRACT
-from fastchat_serve.protocol.link import FrameReader, FromHost, Hello, framed
+from fastchat_serve.protocol.frames import FrameReader, framed
+from fastchat_serve.protocol.link import FromHost, Hello
 from fastchat_serve.worker import dial, node
 from tests.cluster import controller, worker
 from tests.test_cluster import logged

@@ -15,7 +15,7 @@ from fastchat_serve import Chunk, EmbedRequest, TextPrompt
 from fastchat_serve.engine import Embeddings, EngineLoad, Sink
 from fastchat_serve.engines.echo import EchoEngine
 from fastchat_serve.errors import EngineError, InvalidRequest, PayloadTooLarge
-from fastchat_serve.protocol import link as protocol
+from fastchat_serve.protocol import frames
 from fastchat_serve.worker import host
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.caller import lost_error
@@ -84,7 +84,7 @@ async def test_a_chunk_that_cannot_be_sent_ends_its_own_stream_only(
 ) -> None:
     speaking(monkeypatch, chunk)
     async with linked(delay_ms=1) as worker:
-        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 2000)
         good, bad = begin(worker), begin(worker, "odd")
         assert isinstance((await bad.ended()).error, EngineError)
         assert (await good.ended()).text == "to be or not"
@@ -97,7 +97,7 @@ async def test_a_result_that_is_too_long_is_an_error_of_its_own_call(monkeypatch
 
     monkeypatch.setattr(EchoEngine, "embed", much)
     async with linked(loop=True, delay_ms=1) as worker:
-        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 2000)
         stream = await begin(worker).has(1)
         with pytest.raises(EngineError):
             await worker.embed(EMBED)
@@ -142,7 +142,7 @@ async def test_an_engine_may_say_anything_of_its_load(monkeypatch: pytest.Monkey
 
 async def test_what_is_too_long_together_travels_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     async with linked(concurrency=8) as worker:
-        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 2000)
         sinks = [begin(worker, "x" * 1000) for _ in range(8)]
         for sink in sinks:
             assert (await sink.ended()).text == "x" * 1000
@@ -150,7 +150,7 @@ async def test_what_is_too_long_together_travels_apart(monkeypatch: pytest.Monke
 
 async def test_a_request_that_is_too_long_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async with linked() as worker:
-        monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2000)
+        monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 2000)
         with pytest.raises(PayloadTooLarge):
             begin(worker, "x" * 3000)
         assert worker.queue_length == 0
@@ -193,7 +193,7 @@ async def test_what_a_sink_has_not_taken_is_bounded_in_bytes(monkeypatch: pytest
     write = Link._flush
 
     def counted(link: Link[Any, Any]) -> None:
-        sent.append(sum(len(protocol.frame([message])) for message in link._outbox))
+        sent.append(sum(len(frames.frame([message])) for message in link._outbox))
         write(link)
 
     monkeypatch.setattr(host._Outgoing, "grant", lambda *_: None)

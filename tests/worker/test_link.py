@@ -10,7 +10,8 @@ import anyio
 import msgspec
 import pytest
 
-from fastchat_serve.protocol.link import Abort, FromCaller, FromHost, Gone, Pace, Ping, Text, frame
+from fastchat_serve.protocol.frames import frame
+from fastchat_serve.protocol.link import Abort, FromCaller, FromHost, Gone, Pace, Ping, Text
 from fastchat_serve.worker import link
 from fastchat_serve.worker.link import PING_S, Link
 from tests.worker.every_worker import until

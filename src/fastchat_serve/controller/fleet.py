@@ -20,15 +20,8 @@ from anyio.abc import TaskStatus
 from fastchat_serve.controller.damping import MOST_S, Damping
 from fastchat_serve.controller.registry import Registry
 from fastchat_serve.errors import ServeError
-from fastchat_serve.protocol.link import (
-    FromCaller,
-    FromHost,
-    Gone,
-    Hello,
-    Leaving,
-    LinkBroken,
-    Statement,
-)
+from fastchat_serve.protocol.frames import LinkBroken
+from fastchat_serve.protocol.link import FromCaller, FromHost, Gone, Hello, Leaving, Statement
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.complaints import Complaints

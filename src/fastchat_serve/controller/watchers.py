@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fastchat_serve.controller.fleet import LEASE_S
 from fastchat_serve.controller.table import Table
-from fastchat_serve.protocol.link import LinkBroken
+from fastchat_serve.protocol.frames import LinkBroken
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Watch
 from fastchat_serve.worker.link import Link
 

@@ -16,7 +16,8 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from fastchat_serve.controller.admission import PROOF_S, contract_problem
 from fastchat_serve.controller.fleet import Fleet, NodeLink, node_label
-from fastchat_serve.protocol.link import Hello, LinkBroken
+from fastchat_serve.protocol.frames import LinkBroken
+from fastchat_serve.protocol.link import Hello
 from fastchat_serve.protocol.watch import Choosing, FromController, FromWatcher, Joined, Left, Listing, NodeCard, Watch
 from fastchat_serve.worker.complaints import Complaints
 from fastchat_serve.worker.dial import CALL, WATCH, Backoff, Credentials, DialError, dial

@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
 from fastchat_serve.errors import SHUTTING_DOWN, EngineError, PayloadTooLarge, ServeError, Unavailable
+from fastchat_serve.protocol.frames import LinkBroken, Unsendable, written
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
@@ -27,14 +28,11 @@ from fastchat_serve.protocol.link import (
     FromHost,
     Generate,
     Grant,
-    LinkBroken,
     Load,
     Piece,
     Statement,
     Text,
     Tokens,
-    Unsendable,
-    written,
 )
 from fastchat_serve.worker.host import WINDOW_BYTES, plain_size, size_of
 from fastchat_serve.worker.link import Link

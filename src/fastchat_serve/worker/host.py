@@ -21,6 +21,7 @@ from msgspec import Raw
 
 from fastchat_serve.engine import ChatPrompt, Chunk, EmbedRequest, Handle, TextPrompt, TokenLogprob
 from fastchat_serve.errors import DeadlineExceeded, EngineError, InvalidRequest, ModelNotFound, ServeError
+from fastchat_serve.protocol.frames import LinkBroken, Unsendable, readable, written
 from fastchat_serve.protocol.link import (
     Abort,
     Delta,
@@ -35,7 +36,6 @@ from fastchat_serve.protocol.link import (
     Generate,
     Gone,
     Grant,
-    LinkBroken,
     Load,
     Obey,
     Piece,
@@ -43,10 +43,7 @@ from fastchat_serve.protocol.link import (
     Text,
     Tokenize,
     Tokens,
-    Unsendable,
     Wake,
-    readable,
-    written,
 )
 from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.job import as_serve_error

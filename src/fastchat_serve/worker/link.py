@@ -17,7 +17,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from msgspec import Raw
 
-from fastchat_serve.protocol.link import FrameReader, LinkBroken, Pace, Ping, WrittenDeltas, frames
+from fastchat_serve.protocol.frames import FrameReader, LinkBroken, frames
+from fastchat_serve.protocol.link import Pace, Ping, WrittenDeltas
 
 __all__ = ["PING_S", "SILENCE", "Link", "LinkEnd"]
 

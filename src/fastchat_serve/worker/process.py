@@ -29,7 +29,8 @@ from anyio.abc import TaskStatus
 from fastchat_serve.config import Worker
 from fastchat_serve.errors import StartupError, Unavailable
 from fastchat_serve.hookspecs import Progress
-from fastchat_serve.protocol.link import FromCaller, FromHost, LinkBroken, Open, Refuse, Statement, Stop, Unopened
+from fastchat_serve.protocol.frames import LinkBroken
+from fastchat_serve.protocol.link import FromCaller, FromHost, Open, Refuse, Statement, Stop, Unopened
 from fastchat_serve.protocol.link import Progress as ProgressMade
 from fastchat_serve.worker.base import LoadProgress, WorkerState
 from fastchat_serve.worker.caller import Caller, lost_error

@@ -23,7 +23,8 @@ from fastchat_serve.engine import (
     TextPrompt,
 )
 from fastchat_serve.errors import EngineError, Overloaded, ServeError, Unavailable
-from fastchat_serve.protocol.link import Detokenize, Embed, LinkBroken, Load, Obey, Order, Statement, Tokenize, Wake
+from fastchat_serve.protocol.frames import LinkBroken
+from fastchat_serve.protocol.link import Detokenize, Embed, Load, Obey, Order, Statement, Tokenize, Wake
 from fastchat_serve.worker.base import LoadProgress, Worker, WorkerLoad, WorkerState
 from fastchat_serve.worker.caller import Caller
 from fastchat_serve.worker.watched import Watched
