@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from msgspec.structs import replace
 
 from fastchat_serve.controller.members import Member
-from fastchat_serve.engine import Capability, Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
+from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
 from fastchat_serve.errors import SHUTTING_DOWN, EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
 
 __all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens"]
@@ -222,9 +222,9 @@ class MovingAnswer:
         for member in self._find(request, self._tried, fingerprint, with_room=with_room, why=why):
             self._tried = (*self._tried, member.id)
             self._member, self._handle = member, None
-            info = member.worker.info
-            self._fingerprint = info.fingerprint
-            self._resumable = bool(info.fingerprint) and Capability.TOKEN_IDS in info.capabilities
+            kind = member.seen.kind
+            assert kind is not None, "it is among those that take requests"
+            self._fingerprint, self._resumable = kind.fingerprint, kind.resumes
             try:
                 handle = member.worker.start(request, self)
             except (Overloaded, Unavailable) as error:

@@ -30,32 +30,38 @@ class Least:
         self._places: dict[Member, tuple[float, int]] = {}
 
     def add(self, member: Member) -> None:
-        number = self._of(member)
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._new_bucket(number)
-        self._places[member] = number, len(bucket)
-        bucket.append(member)
+        self._put(member, self._of(member))
 
     def remove(self, member: Member) -> None:
-        number, place = self._places.pop(member)
-        bucket = self._buckets[number]
-        last = bucket.pop()
-        if last is not member:
-            bucket[place] = last
-            self._places[last] = number, place
+        self._take(member, *self._places.pop(member))
 
     def change(self, member: Member) -> None:
         """What was seen of it is another."""
-        if self._of(member) != self._places[member][0]:
-            self.remove(member)
-            self.add(member)
+        number = self._of(member)
+        before, place = self._places[member]
+        if number != before:
+            self._take(member, before, place)
+            self._put(member, number)
 
     def draw(self, random: Random) -> Member:
         """One of those with the least number, all with the same chance. There must be a member."""
         while not (bucket := self._buckets[self._numbers[0]]):
             del self._buckets[heappop(self._numbers)]
         return bucket[int(random.random() * len(bucket))] if len(bucket) > 1 else bucket[0]
+
+    def _put(self, member: Member, number: float) -> None:
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._new_bucket(number)
+        self._places[member] = number, len(bucket)
+        bucket.append(member)
+
+    def _take(self, member: Member, number: float, place: int) -> None:
+        bucket = self._buckets[number]
+        last = bucket.pop()
+        if last is not member:
+            bucket[place] = last
+            self._places[last] = number, place
 
     def _new_bucket(self, number: float) -> list[Member]:
         if len(self._numbers) > 2 * len(self._places) + 64:  # of numbers that did not come up for long

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from fastchat_serve.capabilities import Capability
+from fastchat_serve.engine import EngineInfo
 from fastchat_serve.worker.base import Worker, WorkerState
 from fastchat_serve.worker.watched import nobody
 
@@ -23,6 +24,13 @@ class Kind(Struct, frozen=True, gc=False):
 
     capabilities: frozenset[Capability]
     fingerprint: str
+    resumes: bool
+    """Another of the same fingerprint can go on with its answers."""
+
+    @classmethod
+    def of(cls, info: EngineInfo) -> Kind:
+        resumes = bool(info.fingerprint) and Capability.TOKEN_IDS in info.capabilities
+        return cls(info.capabilities, info.fingerprint, resumes)
 
     def fits(self, needed: frozenset[Capability], fingerprint: str) -> bool:
         return needed <= self.capabilities and fingerprint in ("", self.fingerprint)
@@ -77,5 +85,5 @@ class Member:
             return Seen(speed=speed, work=self.work)
         info = worker.info
         if info is not self._info:
-            self._info, self._kind = info, Kind(info.capabilities, info.fingerprint)
+            self._info, self._kind = info, Kind.of(info)
         return Seen(self._kind, worker.full, speed, worker.queue_length, self.work)

@@ -158,9 +158,11 @@ class Caller:
                     else:
                         fresh[number] = [before, delta]
             else:
-                self._pass_on(fresh)
+                if fresh:
+                    self._pass_on(fresh)
                 self._receive(message)
-        self._pass_on(fresh)
+        if fresh:
+            self._pass_on(fresh)
 
     def silent(self) -> None:
         """The host is frozen, or cut off: nobody waits for it."""

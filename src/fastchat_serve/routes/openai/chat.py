@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -159,7 +159,7 @@ class ChatDialect:
         self._include_usage, self._logprobs, self._one_call = include_usage, logprobs, one_call
         self._tools, self._tool_parser = tools, tool_parser
         self._parsers: dict[int, ToolParser] = {}
-        self._calls: Counter[int] = Counter()
+        self._calls: defaultdict[int, int] = defaultdict(int)
 
     def body(self, answers: Sequence[Answer], total: Usage) -> bytes:
         choices = tuple([self._choice(index, whole) for index, whole in enumerate(answers)])
