@@ -103,6 +103,20 @@ async def test_last_words_are_spoken_after_all_else_of_a_turn_and_leave_with_it(
     hosting.before_leaving(lambda: pytest.fail("there is nobody to hear it"))
 
 
+async def test_last_words_that_fail_end_the_link(caplog: pytest.LogCaptureFixture) -> None:
+    caller, host = End(), End()
+    calling, hosting = await linked(caller, host)
+
+    hosting.send(Gone("w"))
+    hosting.before_leaving(lambda: {}["nothing"])
+    with anyio.fail_after(10):
+        await calling.wait_closed()
+        await hosting.wait_closed()
+
+    assert hosting.reason == "a message could not be made"
+    assert "a fault of ours" in caplog.text
+
+
 async def test_the_caller_sets_the_pace_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     caller, host = End(), End()
     calling, hosting = await linked(caller, host)

@@ -170,8 +170,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
         try:
             self._end.opened()
         except Exception:  # the event loop would close the transport behind our back
-            logger.exception("A link between two processes is given up: this is a fault of ours.")
-            self.abort("it could not be begun")
+            self._fail("it could not be begun")
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -185,8 +184,7 @@ class Link(asyncio.Protocol, Generic[S, R]):
         except LinkBroken as error:
             self._break(error)
         except Exception:  # likewise
-            logger.exception("A link between two processes is given up: this is a fault of ours.")
-            self.abort("a message could not be handled")
+            self._fail("a message could not be handled")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
@@ -223,6 +221,11 @@ class Link(asyncio.Protocol, Generic[S, R]):
         logger.error("A link between two processes is given up: %s", error)
         self.abort(str(error))
 
+    def _fail(self, reason: str) -> None:
+        """For what is being handled and ought never to have been raised."""
+        logger.exception("A link between two processes is given up: this is a fault of ours.")
+        self.abort(reason)
+
     def _post(self, message: S | Raw | WrittenDeltas | Ping | Pace) -> None:
         if not self.open:
             return
@@ -245,6 +248,8 @@ class Link(asyncio.Protocol, Generic[S, R]):
                 self._transport.write(frame)
         except LinkBroken as error:
             self._break(error)
+        except Exception:  # else what is sent from now on would wait for ever
+            self._fail("a message could not be made")
 
     def _tick(self, due: float) -> None:
         now, ping_s = self._loop.time(), self._ping_s
