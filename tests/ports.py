@@ -15,8 +15,8 @@ from itertools import islice
 __all__ = ["free_port", "free_ports"]
 
 FIRST = 10_000
-SHARES, SHARE = 5, 4_000
-"""So many processes share them, and so many are for each; of more processes, some share a share."""
+PROCESSES, PORTS_EACH = 5, 4_000
+"""So many processes share them, and so many are for each; of more processes, some share theirs."""
 
 
 def free_port() -> int:
@@ -30,9 +30,9 @@ def free_ports(count: int) -> list[int]:
 
 @cache
 def _of_this_process() -> Iterator[int]:
-    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
-    share = range(FIRST + process * SHARE, FIRST + (process + 1) * SHARE)
-    return filter(_is_free, random.sample(share, SHARE))
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES
+    ports = range(FIRST + process * PORTS_EACH, FIRST + (process + 1) * PORTS_EACH)
+    return filter(_is_free, random.sample(ports, PORTS_EACH))
 
 
 def _is_free(port: int) -> bool:

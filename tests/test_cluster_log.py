@@ -14,8 +14,9 @@ import pytest
 
 from fastchat_serve.server import HttpServer
 from tests.cluster import TOKEN, api, controller, worker
-from tests.end_to_end.role import Role, free_ports, roles
+from tests.end_to_end.role import Role, roles
 from tests.end_to_end.waiting import until
+from tests.ports import free_ports
 from tests.test_cluster import JOIN_S, logged, serves, split, states
 
 pytestmark = pytest.mark.anyio

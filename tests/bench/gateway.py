@@ -204,9 +204,9 @@ def _verdicts(workload: Workload, cells: Cells) -> list[Verdict]:
         added = _best(mine, lambda cell: cell.ttft_p50) - _best(direct, lambda cell: cell.ttft_p50)
         judge("added time to the first token", added, workload.added_ttft_ms, at_most=True, unit="ms")
     if workload.lag_p99_ms is not None:
-        lag, mocks = (_best(found, lambda cell: cell.lag_p99) for found in (mine, direct))
+        lag, direct_lag = (_best(found, lambda cell: cell.lag_p99) for found in (mine, direct))
         judge("token lag p99", lag, workload.lag_p99_ms, at_most=True, unit="ms")
-        judge("token lag p99 beyond the mock's own", lag - mocks, None, at_most=True, unit="ms")
+        judge("token lag p99 beyond the mock's own", lag - direct_lag, None, at_most=True, unit="ms")
     if workload.rss_mb is not None:
         judge("RSS", _median(mine, lambda cell: cell.rss_mb), workload.rss_mb, at_most=True, unit="MB")
     judge("failures", sum(cell.fails for cell in mine) if mine else math.nan, 0, at_most=True, unit="")

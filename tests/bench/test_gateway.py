@@ -97,9 +97,12 @@ def test_medians_over_the_rounds_are_judged_as_ratios() -> None:
 def test_lag_memory_and_failures_of_the_product_are_judged() -> None:
     rounds = [a_stream(6.0, lag_p99=7.0, rss_mb=120.0), a_stream(6.0, lag_p99=5.0, rss_mb=120.0)]
 
-    found = verdicts(report({("paced-1000", "fastchat-serve"): rounds}, []), "paced-1000")
+    cells = {("paced-1000", "fastchat-serve"): rounds, ("paced-1000", "mock"): [a_stream(5.0, lag_p99=4.0)]}
+
+    found = verdicts(report(cells, []), "paced-1000")
 
     assert found["token lag p99"].met  # of the best round
+    assert found["token lag p99 beyond the mock's own"].measured == pytest.approx(1.0)
     assert not found["RSS"].met
     assert found["failures"].met
 

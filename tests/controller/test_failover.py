@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -190,6 +192,25 @@ async def test_g6_retries_after_errors_are_bounded_by_a_budget(monkeypatch: pyte
             assert isinstance(sink.error, EngineError)
         await sinks[0].has(1)
         assert dispatcher.moves.counts["retried"] == 1
+
+
+async def test_what_all_refuse_is_held_by_nobody() -> None:
+    """Nor by the refusal, whose traceback has what it came through."""
+    async with dispatching(Faulty(loop=True), Faulty(loop=True), concurrency=1, queue=0) as dispatcher:
+        sinks = [start(dispatcher) for _ in range(2)]
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                with contextlib.suppress(Overloaded):
+                    start(dispatcher)
+            gc.collect()
+            left = [type(item) for item in gc.garbage if type(item).__module__.startswith("fastchat_serve.")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert left == []
+    assert not any(sink.chunks and sink.chunks[-1].finish_reason for sink in sinks), "they were full all the time"
 
 
 async def test_who_leaves_is_not_moved() -> None:

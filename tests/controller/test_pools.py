@@ -80,7 +80,7 @@ class Fleet:
 
 
 @given(STEPS, STEPS, st.integers(0, 9))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_after_any_changes_all_is_known_that_a_look_at_all_workers_would_show(
     before: list[tuple[int, tuple[str, object]]], after: list[tuple[int, tuple[str, object]]], seed: int
 ) -> None:
@@ -131,7 +131,7 @@ def assert_decides_as_if_it_had_looked(standing: Standing, random: Random) -> No
 
 
 @given(st.lists(st.integers(0, 7), max_size=3), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 5)), max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_who_is_set_aside_for_a_decision_is_back_after_it(aside: list[int], queues: list[tuple[int, int]]) -> None:
     fleet, random = Fleet(), Random(1)
     for worker in fleet.workers:

@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.ports import free_ports
-
-__all__ = ["Role", "free_ports", "roles"]
+__all__ = ["Role", "roles"]
 
 PATIENCE_S = 30.0
 _LOOK_S = 0.01

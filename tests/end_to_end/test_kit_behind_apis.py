@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 
 from tests.end_to_end.process import started
 from tests.parity.reference import weights
+from tests.ports import free_port
 
 pytest.importorskip("fastchat_backend_openai", reason="needs the backend openai")
 pytest.importorskip("fastchat_model_demo", reason="needs the demonstration model")
@@ -48,9 +48,7 @@ async def ours() -> AsyncIterator[str]:
 @asynccontextmanager
 async def vllms() -> AsyncIterator[str]:
     """vLLM's own server, with the same model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights())),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", port),

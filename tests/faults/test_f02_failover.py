@@ -38,7 +38,7 @@ placement = "process"
 options = {{ {options} }}
 """
 ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 20')
-SLOW_ECHOES = ECHOES.replace("20", "100")
+SLOW_ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 100')
 """For the last tokens: the signal has to arrive while there is one to come."""
 LATE = TOKENS - 4
 HF = PAIR.format(backend="hf", model='model = "demo"', options='device = "cpu", dtype = "float32"')

@@ -8,8 +8,8 @@ import pytest
 
 from fastchat_serve.worker.dial import DialError
 from tests.cluster import api, controller, worker
-from tests.end_to_end.role import free_ports
 from tests.end_to_end.waiting import until
+from tests.ports import free_ports
 from tests.test_cluster import JOIN_S, answer, logged, serves, states
 
 pytestmark = pytest.mark.anyio

@@ -16,10 +16,10 @@ from fastchat_serve.server import HttpServer
 from tests.cluster import api, controller, worker
 from tests.conftest import Serving
 from tests.end_to_end.raw import connected
-from tests.end_to_end.role import free_ports
 from tests.end_to_end.waiting import until
 from tests.faults.load import Load
 from tests.faults.proxy import Proxy, proxied
+from tests.ports import free_ports
 from tests.test_cluster import serves
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,9 @@ import pytest
 
 from tests import cluster
 from tests.end_to_end.raw import Connection, connected, get
-from tests.end_to_end.role import Role, free_ports, roles
+from tests.end_to_end.role import Role, roles
 from tests.faults.load import Load
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct, inspect
 
@@ -19,7 +19,7 @@ from tests.protocol.values import ANY_JSON, damaged, json_of, structs_of
 
 STRUCTS = structs_of(openai) | structs_of(cluster) | structs_of(fastchat)
 every_struct = pytest.mark.parametrize("kind", STRUCTS.values(), ids=STRUCTS.keys())
-thoroughly = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thoroughly = settings(max_examples=20)
 
 
 @every_struct

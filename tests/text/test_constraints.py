@@ -153,7 +153,7 @@ def grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(LEAVES, grown, max_leaves=8)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
 def test_whatever_the_masks_allow_is_valid_under_the_schema(walker: Walker, schema: dict[str, Any], seed: int) -> None:
     try:
@@ -171,7 +171,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(value=st.dictionaries(st.text("ab", max_size=2), VALUES, max_size=3), indent=st.sampled_from([None, 2]))
 def test_any_object_may_be_written_and_indented(walker: Walker, value: dict[str, Any], indent: int | None) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False)
@@ -257,7 +257,7 @@ PATTERNS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(pattern=PATTERNS, seed=st.integers(0, 2**32), text=st.text("abcé. /", max_size=6))
 def test_a_pattern_allows_what_it_matches_from_end_to_end(walker: Walker, pattern: str, seed: int, text: str) -> None:
     assert re.fullmatch(pattern, walker.walk(Regex(pattern), seed))
@@ -281,7 +281,7 @@ def test_what_is_no_pattern_or_is_not_supported_is_refused(constraints: Constrai
     assert caught.value.param == "structured_outputs.regex"
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(options=st.lists(st.text('ab é"/\\\n', max_size=6), min_size=1, max_size=5), seed=st.integers(0, 2**32))
 def test_any_walk_ends_at_an_option_and_every_option_can_be_written(
     walker: Walker, options: list[str], seed: int
@@ -535,11 +535,11 @@ def test_what_would_be_compiled_for_ever_is_refused_in_time_and_remembered(
     tokenizer: Any, ends: set[int], constraint: Constraint
 ) -> None:
     constraints = made(tokenizer, ends, seconds=0.5)
-    for least, most in ((0.0, 20.0), (0.0, 0.4)):
+    for most_s in (20.0, 0.4):
         began = time.monotonic()
         with pytest.raises(InvalidRequest, match=r"0\.5 s"):
             constraints.compile(constraint)
-        assert least < time.monotonic() - began < most
+        assert time.monotonic() - began < most_s
     constraints.compile(Choice(("yes", "no")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastchat_serve import Chunk, EmbedRequest, TextPrompt
+from fastchat_serve import Chunk, EmbedRequest, TextPrompt, Usage
 from fastchat_serve.engine import Embeddings, EngineLoad, Sink
 from fastchat_serve.engines.echo import EchoEngine
 from fastchat_serve.errors import EngineError, InvalidRequest, PayloadTooLarge
 from fastchat_serve.protocol import frames
-from fastchat_serve.worker import host
+from fastchat_serve.protocol.link import Delta, Deltas, Ended, Load, Piece
+from fastchat_serve.worker import host, link
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.caller import lost_error
 from fastchat_serve.worker.link import Link
@@ -52,6 +54,39 @@ def test_chunks_are_as_large_together_as_one_by_one(chunks: list[tuple[str, tupl
     token_ids = tuple(id_ for _, ids in chunks for id_ in ids)
     one_by_one = sum(host.plain_size(text, ids) for text, ids in chunks)
     assert host.plain_size(text, token_ids, len(chunks)) == one_by_one
+
+
+async def test_what_one_read_brings_of_a_stream_is_one_chunk_before_all_that_follows() -> None:
+    async with called() as (worker, caller):
+        one, other = Remembering(), Remembering()
+        for sink in (one, other):
+            caller.generate(worker, a_request("to be or not"), sink)
+        ours, theirs = [Delta(0, "a", (1,)), Delta(0, "é", (2, 3))], Delta(1, "b", (4,))
+        last = Chunk(text="!", token_ids=(5,), finish_reason="stop", usage=Usage(1, 4))
+
+        caller.receive([Deltas([ours[0], theirs]), Deltas([ours[1]]), Piece(0, last)])
+
+        assert one.chunks == [Chunk(text="aé", token_ids=(1, 2, 3)), last]
+        assert other.chunks == [Chunk(text="b", token_ids=(4,))]
+
+
+async def test_with_the_end_of_a_stream_comes_what_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever hears of the end knows at once that there is a place, and is woken once for both."""
+    left: list[list[object]] = []
+
+    def leave(messages: list[object]) -> Iterator[bytes]:
+        left.append(messages)
+        return frames.frames(messages)
+
+    monkeypatch.setattr(link, "frames", leave)
+    async with linked(delay_ms=1) as worker:
+        short, long = begin(worker, "a"), begin(worker, "to be or not to be")
+        await short.ended()
+        assert not long.ends
+        await long.ended()
+
+    (together,) = (messages for messages in left if frames.written(Ended(0)) in messages)
+    assert [message.running for message in together if isinstance(message, Load)] == [1]
 
 
 def speaking(monkeypatch: pytest.MonkeyPatch, chunk: Chunk) -> None:
@@ -192,9 +227,9 @@ async def test_what_a_sink_has_not_taken_is_bounded_in_bytes(monkeypatch: pytest
     sent: list[int] = []
     write = Link._flush
 
-    def counted(link: Link[Any, Any]) -> None:
-        sent.append(sum(len(frames.frame([message])) for message in link._outbox))
-        write(link)
+    def counted(sending: Link[Any, Any]) -> None:
+        sent.append(sum(len(frames.frame([message])) for message in sending._outbox))
+        write(sending)
 
     monkeypatch.setattr(host._Outgoing, "grant", lambda *_: None)
     monkeypatch.setattr(Link, "_flush", counted)

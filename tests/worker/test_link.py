@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import msgspec
@@ -100,21 +100,39 @@ async def test_last_words_are_spoken_after_all_else_of_a_turn_and_leave_with_it(
         await hosting.wait_closed()
 
     assert caller.received == [Gone("first"), Gone("second"), Gone("last")]
-    hosting.before_leaving(lambda: pytest.fail("there is nobody to hear it"))
 
 
-async def test_last_words_that_fail_end_the_link(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("closing", [False, True])
+async def test_last_words_that_fail_end_the_link(caplog: pytest.LogCaptureFixture, closing: bool) -> None:
     caller, host = End(), End()
     calling, hosting = await linked(caller, host)
 
     hosting.send(Gone("w"))
     hosting.before_leaving(lambda: {}["nothing"])
+    if closing:
+        hosting.close("it is over")
     with anyio.fail_after(10):
         await calling.wait_closed()
         await hosting.wait_closed()
 
     assert hosting.reason == "a message could not be made"
     assert "a fault of ours" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [Link.close, Link.abort])
+async def test_last_words_may_end_the_link(caplog: pytest.LogCaptureFixture, ending: Callable[..., None]) -> None:
+    caller, host = End(), End()
+    calling, hosting = await linked(caller, host)
+
+    hosting.send(Gone("w"))
+    hosting.before_leaving(lambda: ending(hosting, "they end it"))
+    with anyio.fail_after(10):
+        await calling.wait_closed()
+        await hosting.wait_closed()
+
+    assert hosting.reason == "they end it"
+    assert caller.received == ([Gone("w")] if ending is Link.close else [])
+    assert not caplog.records
 
 
 async def test_the_caller_sets_the_pace_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

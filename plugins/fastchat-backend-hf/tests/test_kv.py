@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -98,7 +98,6 @@ def seen_sum(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
 actions = st.lists(st.tuples(st.sampled_from(["add", "step", "step", "drop"]), st.integers(0, 60)), max_size=40)
 
 
-@settings(deadline=None)
 @given(actions, st.booleans())
 def test_rows_keep_what_they_hold_within_the_budget(todo: list[tuple[str, int]], attends: bool) -> None:
     told: list[int] = []

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from hf_answers import Answer, Opened, answer, asking
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat_backend_hf.batch_runner import BatchRunner
@@ -175,7 +175,6 @@ tokens = st.lists(st.integers(0, 3), max_size=5 * BLOCK_TOKENS)
 salts = st.sampled_from([("a", ""), ("b", ""), ("a", "x"), ("", "a"), ("ax", "")])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(salts, tokens), max_size=12), salts, tokens)
 def test_only_what_the_same_tenant_sent_with_the_same_beginning_is_found(
     sent: list[tuple[tuple[str, str], list[int]]], salt: tuple[str, str], wanted: list[int]
@@ -211,7 +210,6 @@ def test_names_go_on_from_known_ones() -> None:
     assert cache.names(("a",), SHARED, names[:2]) == names
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 96)), max_size=30))
 def test_the_end_of_a_prefix_goes_before_its_beginning(todo: list[tuple[int, int, int]]) -> None:
     cache: PrefixCache[bytes] = PrefixCache()

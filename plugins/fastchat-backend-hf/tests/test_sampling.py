@@ -111,7 +111,7 @@ samplings = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(samplings, min_size=1, max_size=6), st.integers(0, 2**31))
 def test_any_mix_of_rows_draws_what_each_would_draw_by_the_book(mix: list[dict[str, Any]], noise: int) -> None:
     rows = [row(**settings) for settings in mix]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat_backend_hf.scheduler import Scheduler
@@ -60,7 +60,6 @@ def put_back(scheduler: Scheduler[Item], item: Item) -> None:
     scheduler.add(item)
 
 
-@settings(deadline=None)
 @given(items, st.integers(1, 8), st.integers(1, 200))
 def test_every_sequence_ends_within_the_budget(
     wanted: list[tuple[int, int, int, bool]], max_batch: int, tokens: int

@@ -131,8 +131,11 @@ class MovingAnswer:
             ServeError: Nobody is able to take it, or all refuse: then it is who can be asked again first.
         """
         refusals: list[ServeError] = []
-        if not self._start(self._request, refusals):
-            raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
+        try:
+            if not self._start(self._request, refusals):
+                raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
+        finally:
+            refusals.clear()  # they hold us
         self._moves.live += 1
         return self
 

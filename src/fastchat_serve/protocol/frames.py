@@ -4,6 +4,9 @@ A frame is a head and a MessagePack array of messages (https://github.com/msgpac
 step of an engine is one frame, whatever the number of its streams. The head has three numbers of four bytes,
 little-endian: the array's length, the same with all bits inverted, and the array's CRC-32. TCP's own sum lets errors of
 bad hardware through, and one in a token would not be seen by anybody.
+
+What messages mean is in `link.py` and `watch.py`; when frames leave, and what a broken one ends, is `worker/link.py`'s
+business.
 """
 
 from __future__ import annotations
@@ -125,13 +128,14 @@ class FrameReader(Generic[M]):
 
     def feed(self, data: bytes) -> list[M]:
         """All messages that have become complete. Raises `LinkBroken`."""
+        whole = memoryview(data)
         if self._rest:
             self._rest += data
             if len(self._rest) < self._wanted:
                 return []
-            data, self._rest = bytes(self._rest), bytearray()
+            whole, self._rest = memoryview(self._rest), bytearray()
         found: list[M] = []
-        for body in self._bodies(memoryview(data)):
+        for body in self._bodies(whole):
             try:
                 found += self._decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -65,7 +65,8 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-"""Of these messages. Peers of another version are told so when they dial."""
+"""Of these messages, and of `worker.host.size_of`, by which both ends count. Peers of another version are told so when
+they dial."""
 
 
 class Message(Struct, frozen=True, array_like=True, tag=True, gc=False):

@@ -1,4 +1,4 @@
-"""What a controller says to those that watch its table, in the frames of `link.py`."""
+"""What a controller says to those that watch its table, in the frames of `frames.py`."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ class _Incoming:
             self._link.send(Abort(self._number))
 
     def pass_on(self, text: str, token_ids: tuple[int, ...], deltas: int = 1) -> None:
-        """Push what so many of them brought as one chunk."""
+        """Push what so many `deltas` brought, as one chunk."""
         self._taken += plain_size(text, token_ids, deltas)
         self._push(Chunk(text=text, token_ids=token_ids))
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import Embeddings, EmbedRequest
-from fastchat_serve.errors import DeadlineExceeded, ServeError
+from fastchat_serve.errors import DeadlineExceeded, Overloaded, ServeError
 from fastchat_serve.worker.deadlines import Deadlines
 from fastchat_serve.worker.job import as_serve_error
 from fastchat_serve.worker.slots import Slots, Ticket
@@ -46,7 +46,11 @@ class EmbedJob:
 
     async def run(self) -> Embeddings:
         """Wait for a slot, and embed. Raises `ServeError`, `Overloaded` before anything else."""
-        self._slots.acquire(self._ticket)
+        try:
+            self._slots.acquire(self._ticket)
+        except Overloaded:
+            del self._ticket  # it holds us
+            raise
         try:
             with self._scope:
                 await self._granted.wait()

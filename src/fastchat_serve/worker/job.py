@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from fastchat_serve.config import Timeouts
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink
-from fastchat_serve.errors import EngineError, EngineProtocolError, OutOfMemory, ServeError
+from fastchat_serve.errors import EngineError, EngineProtocolError, OutOfMemory, Overloaded, ServeError
 from fastchat_serve.worker.contract import flaw
 from fastchat_serve.worker.deadlines import Deadlines
 from fastchat_serve.worker.slots import Slots, Ticket
@@ -82,7 +82,11 @@ class Job:
 
     def accept(self) -> None:
         """Take a slot or a place in the queue. Raises `Overloaded`."""
-        self._slots.acquire(self._ticket)
+        try:
+            self._slots.acquire(self._ticket)
+        except Overloaded:
+            del self._ticket  # it holds us
+            raise
 
     # ------------------------------------------------------------------------------ the caller's side
 

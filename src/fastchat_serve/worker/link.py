@@ -150,9 +150,10 @@ class Link(asyncio.Protocol, Generic[S, R]):
     def close(self, reason: str) -> None:
         """Send what is still to be sent, and end. `reason` is what this end is told."""
         if self.open:
-            assert self._transport is not None
             self._flush()
-            self.reason = self.reason or reason
+        if self.open:  # for that may have ended it
+            assert self._transport is not None
+            self.reason = reason
             self._transport.close()
 
     def abort(self, reason: str) -> None:
@@ -242,6 +243,8 @@ class Link(asyncio.Protocol, Generic[S, R]):
             last_words, self._last_words = self._last_words, []
             for speak in last_words:
                 speak()
+            if not self.open:  # they ended it
+                return
             messages, self._outbox, self._deltas = self._outbox, [], None
             for frame in frames(messages):
                 self._sent_bytes += len(frame)
