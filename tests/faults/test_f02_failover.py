@@ -139,5 +139,7 @@ async def test_f1_a_real_model_goes_on_in_another_process_as_if_nothing_had_happ
             sink = await struck_answer(server, signal.SIGKILL, at, **asked, ignore_eos=True)
             assert sink.ends == [None]
             assert sink.text == undisturbed.text
-            assert sink.chunks[-1].usage == undisturbed.chunks[-1].usage
+            used, usual = sink.chunks[-1].usage, undisturbed.chunks[-1].usage
+            # What of it was cached depends on who has read it before.
+            assert (used.prompt_tokens, used.completion_tokens) == (usual.prompt_tokens, usual.completion_tokens)
         assert server.application.dispatcher.moves.counts["resumed"] == 2
