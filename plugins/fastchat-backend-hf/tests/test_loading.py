@@ -255,6 +255,7 @@ async def test_what_the_hubs_client_has_to_say_is_logged_and_not_printed_as_well
         hub.warning("Retrying in 8s [Retry 5/5].")
         raise LocalEntryNotFoundError("not there")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(StartupError, match="cannot be reached"):
         async with open_hf(EngineSetup("someone/absent", HfOptions(device="cpu"), lambda *_: None)):
