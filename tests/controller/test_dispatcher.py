@@ -33,6 +33,7 @@ from fastchat_serve.errors import ModelNotFound, Overloaded, Unavailable, Unsupp
 from fastchat_serve.policy import Candidate, Draw, Policy
 from fastchat_serve.worker.base import WorkerState
 from fastchat_serve.worker.local import LocalWorker
+from tests.garbage import cyclic_garbage
 from tests.sinks import Remembering, a_request
 from tests.straw import StrawWorker
 
@@ -235,6 +236,21 @@ async def test_what_no_worker_can_do_is_refused_by_name_and_not_trimmed(
             dispatcher.start("m", request_, sink)
 
         assert (refusal.value.status, refusal.value.param, sink.ends) == (400, param, [])
+
+
+async def test_embeddings_that_all_refuse_are_held_by_nobody() -> None:
+    async with dispatching(a_worker(), a_worker()) as dispatcher:
+        for _ in range(2):
+            start(dispatcher)
+        refused = 0
+        with cyclic_garbage() as left:
+            for _ in range(3):
+                try:
+                    await dispatcher.embed("m", EMBED)
+                except Overloaded:
+                    refused += 1
+    assert refused == 3
+    assert left == {}
 
 
 async def test_embeddings_of_a_model_that_makes_none_are_refused() -> None:

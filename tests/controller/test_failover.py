@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -27,6 +25,7 @@ from fastchat_serve.errors import (
 )
 from fastchat_serve.policy import Draw
 from fastchat_serve.worker.local import LocalWorker
+from tests.garbage import cyclic_garbage
 from tests.sinks import Remembering, a_request
 
 pytestmark = pytest.mark.anyio
@@ -197,20 +196,27 @@ async def test_g6_retries_after_errors_are_bounded_by_a_budget(monkeypatch: pyte
 async def test_what_all_refuse_is_held_by_nobody() -> None:
     """Nor by the refusal, whose traceback has what it came through."""
     async with dispatching(Faulty(loop=True), Faulty(loop=True), concurrency=1, queue=0) as dispatcher:
-        sinks = [start(dispatcher) for _ in range(2)]
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        for _ in range(2):
+            start(dispatcher)
+        refused = 0
+        with cyclic_garbage() as left:
             for _ in range(3):
-                with contextlib.suppress(Overloaded):
+                try:
                     start(dispatcher)
-            gc.collect()
-            left = [type(item) for item in gc.garbage if type(item).__module__.startswith("fastchat_serve.")]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-    assert left == []
-    assert not any(sink.chunks and sink.chunks[-1].finish_reason for sink in sinks), "they were full all the time"
+                except Overloaded:
+                    refused += 1
+    assert refused == 3
+    assert left == {}
+
+
+async def test_what_can_move_nowhere_is_held_by_nobody() -> None:
+    async with dispatching(Faulty(loop=True), Faulty(lost(), at=2, loop=True), concurrency=1, queue=0) as dispatcher:
+        start(dispatcher)  # has the first worker's only place
+        with cyclic_garbage() as left:
+            sink = await start(dispatcher).ended()
+            assert str(sink.error) == "It is gone."
+            del sink
+    assert left == {}
 
 
 async def test_who_leaves_is_not_moved() -> None:

@@ -11,7 +11,6 @@ import os
 import random
 import socket
 import struct
-from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -23,6 +22,7 @@ from fastchat_serve.worker.base import WorkerState
 from tests import cluster
 from tests.end_to_end.raw import post
 from tests.end_to_end.waiting import queue_lengths, until
+from tests.garbage import cyclic_garbage
 
 pytestmark = pytest.mark.anyio
 
@@ -194,17 +194,10 @@ async def test_what_was_held_for_a_request_goes_without_the_collector(serving, p
         await until(lambda: ready(server) == count, within_s=10)
         await Load(server, 200, seed=1).run()
         await settled(server)
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with cyclic_garbage() as left:
             await Load(server, 500, seed=2).run()
             await settled(server)
-            gc.collect()
-            ours = [type(item) for item in gc.garbage if type(item).__module__.startswith("fastchat_serve.")]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-    assert Counter(kind.__qualname__ for kind in ours) == {}
+    assert left == {}
 
 
 def ready(server: HttpServer) -> int:

@@ -6,14 +6,14 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
 from fastchat_serve.controller.decisions import Decision, Decisions, Search
-from fastchat_serve.controller.failover import Moves, MovingAnswer
+from fastchat_serve.controller.failover import Moves, MovingAnswer, raise_soonest
 from fastchat_serve.controller.members import Member
 from fastchat_serve.controller.policies import prefix
 from fastchat_serve.controller.pools import NOTHING_KNOWN, Pool, Standing
@@ -160,8 +160,8 @@ class Dispatcher:
             try:
                 return await member.worker.embed(request)
             except Overloaded as error:
-                refusals.append(error)
-        raise _soonest(refusals)
+                refusals.append(error.with_traceback(None))  # that would hold us
+        raise_soonest(refusals)
 
     async def tokenize(self, model: str, prompt: TextPrompt | ChatPrompt) -> tuple[int, ...]:
         needed = {Capability.TOKENIZE} | ({Capability.CHAT} if isinstance(prompt, ChatPrompt) else set())
@@ -274,11 +274,6 @@ class Dispatcher:
             return min(standing.members, key=lambda member: member.seen.queue_length)
         finally:
             standing.known = NOTHING_KNOWN
-
-
-def _soonest(refusals: Sequence[ServeError]) -> ServeError:
-    """Of the workers that refused, the one that can be asked again first. There was at least one worker."""
-    return min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
 
 
 def _refusal(model: str, served: Served, needed: frozenset[Capability]) -> ServeError:

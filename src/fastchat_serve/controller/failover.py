@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 from msgspec.structs import replace
 
@@ -22,7 +22,7 @@ from fastchat_serve.controller.members import Member
 from fastchat_serve.engine import Chunk, GenerateRequest, Handle, Sink, TextPrompt, TokenPrompt
 from fastchat_serve.errors import SHUTTING_DOWN, EngineError, EngineProtocolError, Overloaded, ServeError, Unavailable
 
-__all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens"]
+__all__ = ["LEAST_RETRIES", "RETRY_SHARE", "Find", "Moves", "MovingAnswer", "about_tokens", "raise_soonest"]
 
 RETRY_SHARE: Final = 0.1
 """Of the answers under way, as many may be retries after an engine's error."""
@@ -58,6 +58,17 @@ def about_tokens(request: GenerateRequest) -> int:
         read = sum([len(message.text) for message in prompt.messages]) // _CHARS_PER_TOKEN
     wanted = request.sampling.max_tokens
     return 1 + read + (_USUAL_ANSWER if wanted is None else min(wanted, _USUAL_ANSWER))
+
+
+def raise_soonest(refusals: list[ServeError]) -> NoReturn:
+    """Raise what was said by the worker that can be asked again first, of those that refused; there was one at least.
+
+    The list is emptied: the error's traceback holds who has it.
+    """
+    try:
+        raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
+    finally:
+        refusals.clear()
 
 
 class Moves:
@@ -131,11 +142,8 @@ class MovingAnswer:
             ServeError: Nobody is able to take it, or all refuse: then it is who can be asked again first.
         """
         refusals: list[ServeError] = []
-        try:
-            if not self._start(self._request, refusals):
-                raise min(refusals, key=lambda refusal: refusal.retry_after_s or 0.0)
-        finally:
-            refusals.clear()  # they hold us
+        if not self._start(self._request, refusals):
+            raise_soonest(refusals)
         self._moves.live += 1
         return self
 
@@ -231,7 +239,7 @@ class MovingAnswer:
             try:
                 handle = member.worker.start(request, self)
             except (Overloaded, Unavailable) as error:
-                refusals.append(error)
+                refusals.append(error.with_traceback(None))  # that would hold us
                 continue
             if not self._over and self._member is member:  # else it has ended, or moved on, already
                 self._handle = handle
