@@ -41,7 +41,10 @@ ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms
 SLOW_ECHOES = PAIR.format(backend="echo", model="", options='split = "byte", delay_ms = 100')
 """For the last tokens: the signal has to arrive while there is one to come."""
 LATE = TOKENS - 4
-HF = PAIR.format(backend="hf", model='model = "demo"', options='device = "cpu", dtype = "float32"')
+HF = PAIR.format(
+    backend="hf", model='model = "demo"', options='device = "cpu", dtype = "float32", prefix_cache = false'
+)
+"""Without a cache, as what is found in one depends on who has read the prompt before."""
 LOADING_S = 60.0
 
 
@@ -139,7 +142,5 @@ async def test_f1_a_real_model_goes_on_in_another_process_as_if_nothing_had_happ
             sink = await struck_answer(server, signal.SIGKILL, at, **asked, ignore_eos=True)
             assert sink.ends == [None]
             assert sink.text == undisturbed.text
-            used, usual = sink.chunks[-1].usage, undisturbed.chunks[-1].usage
-            # What of it was cached depends on who has read it before.
-            assert (used.prompt_tokens, used.completion_tokens) == (usual.prompt_tokens, usual.completion_tokens)
+            assert sink.chunks[-1].usage == undisturbed.chunks[-1].usage
         assert server.application.dispatcher.moves.counts["resumed"] == 2
